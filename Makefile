@@ -1,0 +1,43 @@
+# Every target makes the virtual environment by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SEEDS ?= 100000
+ARGS ?=
+
+.PHONY: demo test check lint types bench kafka simulate clean
+.DEFAULT_GOAL := check
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## broker, worker and real training on this machine
+	$(BIN)/pulsefold demo $(ARGS)
+
+test: $(STAMP)  ## unit, functional, packaging and real-Kafka tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test  ## everything that CI checks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: $(STAMP)  ## against a real broker; see benchmarks/
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+kafka: $(STAMP)  ## a real Kafka on loopback until Ctrl-C
+	$(BIN)/python -m tests.kafka.broker
+
+simulate: $(STAMP)  ## the core under SEEDS schedules
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation -n auto
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache

@@ -1,0 +1,176 @@
+"""Wiring: settings -> Faust app with engine, folds, views, rules and ticks."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mode import Service
+
+from streams.admin import partition_counts, topic_identities
+from streams.derive import event_bytes
+from streams.errors import ConfigError
+from streams.keys import derived_id, encode_key
+from streams.settings import Settings, load
+from streams.topics import SOURCE_TOPICS, changelog_name
+from tables.partition import Bounds
+from tables.trust import ScheduledDecay, TrustSettings
+
+from . import seam
+from .auth import Tokens
+from .engine import Engine, EngineConfig
+from .http import Routes
+from .registry import FOLD_SETTINGS, schema
+from .rules import Rules
+
+STATIC = Path(__file__).parent / "static"
+PAGES = {"/": ("text/html; charset=utf-8", "index.html"), "/app.js": ("text/javascript; charset=utf-8", "app.js"), "/style.css": ("text/css; charset=utf-8", "style.css")}
+
+
+def load_settings(flags: dict[str, Any] | None = None, toml: str | None = None) -> Settings:
+    """Flags, environment, pulsefold.toml, defaults."""
+    return load(flags or {}, os.environ, toml, FOLD_SETTINGS)
+
+
+def security(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How to reach a protected Kafka: keyword arguments for aiokafka, configuration for confluent-kafka."""
+    protocol = settings.get("kafka_security_protocol") or "PLAINTEXT"
+    ours: dict[str, Any] = {"security_protocol": protocol}
+    theirs: dict[str, Any] = {"security.protocol": protocol}
+    if "SSL" in protocol:
+        cafile = settings.get("kafka_ssl_cafile")
+        ours["ssl_context"] = ssl.create_default_context(cafile=cafile)
+        if cafile:
+            theirs["ssl.ca.location"] = cafile
+    if "SASL" in protocol:
+        mechanism, user, password = (settings.get(f"kafka_sasl_{n}") for n in ("mechanism", "username", "password"))
+        ours |= {"sasl_mechanism": mechanism, "sasl_plain_username": user, "sasl_plain_password": password}
+        theirs |= {"sasl.mechanism": mechanism, "sasl.username": user, "sasl.password": password}
+    return ours, theirs
+
+
+def discover_partitions(settings: Settings, security: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Source topic -> number of partitions, and -> 32 bits of its Kafka topic id (asks the broker)."""
+    bootstrap, prefix = settings.get("bootstrap"), settings.get("topic_prefix")
+    full = [prefix + topic for topic in SOURCE_TOPICS]
+    counts = partition_counts(bootstrap, full, security=security)
+    identities = topic_identities(bootstrap, full, security=security)
+    return {t: counts[prefix + t] for t in SOURCE_TOPICS}, {t: identities.get(prefix + t, 0) for t in SOURCE_TOPICS}
+
+
+class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
+    """Publishes the scheduled trust decay (trust.md §3): the worker that owns partition 0 of judgments, one command a tick.
+
+    The id is made of the tick's number, so two workers or a restart give one decay a tick.
+    """
+
+    def __init__(self, engine: Engine, config: TrustSettings, tenants: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.engine = engine
+        self.schedules = {kind: plan for kind, plan in config.trust_scheduled_decay.items() if plan is not None}
+        self.tenants = tenants
+
+    @Service.task
+    async def _tick(self) -> None:
+        if not self.schedules:
+            return
+        last = {kind: int(time.time() // plan.every_s) for kind, plan in self.schedules.items()}
+        pause = min(1.0, *(plan.every_s / 4 for plan in self.schedules.values()))
+        while not self.should_stop:
+            await self.sleep(pause)
+            shard = self.engine.core.shards.get(("judgments", 0))
+            if shard is None or not shard.ready or not self.engine.config.publishes:
+                continue
+            for kind, plan in self.schedules.items():
+                number = int(time.time() // plan.every_s)
+                if number > last[kind]:
+                    last[kind] = number
+                    await self._publish(kind, plan, number)
+
+    async def _publish(self, kind: str, plan: ScheduledDecay, number: int) -> None:
+        for tenant in self.tenants():
+            name = derived_id("judgments", tenant, f"decay-{number}", "trust.decayed.v1", kind or "all")
+            data: dict[str, Any] = {"factor": plan.factor, "min_count": plan.min_count}
+            if kind:
+                data["kind"] = kind
+            value = event_bytes(
+                type="trust.decayed.v1", id=name, source=f"pulsefold/{self.engine.config.app_id}", time_us=int(number * plan.every_s * 1e6), tenant=tenant, data=data
+            )
+            await self.engine.producer.send_and_wait(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
+
+
+def build(settings: Settings) -> seam.App:
+    """The Faust app, not yet started.
+
+    Raises:
+        ConfigError: a setting is unusable.
+    """
+    seam.register()
+    bootstrap, prefix, app_id = settings.get("bootstrap"), settings.get("topic_prefix"), settings.get("app_id")
+    ours, theirs = security(settings)
+    try:
+        tokens = Tokens(settings.get("tokens") or {})
+    except ValueError as bad:
+        raise ConfigError("tokens", str(bad)) from None
+    host = settings.get("web_host")
+    if not tokens and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError("web_host", f"{host} is not loopback; configure tokens before serving it")
+    window = settings.get("dedupe_window")
+    if window % 64:
+        raise ConfigError("dedupe_window", "expected a multiple of 64")
+    app = seam.App(
+        app_id, broker=f"chunk://{bootstrap}", topic_allow_declare=False, topic_disable_leader=True, value_serializer="raw", key_serializer="raw",
+        stream_wait_empty=False, stream_buffer_maxsize=16, stream_recovery_delay=0.0, broker_max_poll_records=4000, consumer_max_fetch_size=1 << 20,
+        broker_session_timeout=float(settings.get("session_timeout_s")), broker_heartbeat_interval=float(settings.get("heartbeat_s")),
+        broker_rebalance_timeout=20.0, broker_commit_interval=1.0, broker_max_poll_interval=300.0, consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=settings.get("instance_id"), TableManager=seam.Tables, web_host=host, web_bind=host, web_port=settings.get("web_port"),
+        web_cors_options=None, datadir=settings.get("data_dir") or str(Path(tempfile.gettempdir()) / f"pulsefold-{app_id}"),
+    )
+    app.kafka_security = ours
+    app.without_faust_pages()
+    config = EngineConfig(
+        bootstrap=bootstrap, prefix=prefix, changelogs={topic: changelog_name(prefix, app_id, topic) for topic in SOURCE_TOPICS}, app_id=app_id,
+        flush_max_s=settings.get("flush_max_ms") / 1000, watchdog_s=settings.get("watchdog_s"), shutdown_s=settings.get("shutdown_s"),
+        publishes=settings.get("outputs") != "off", security=ours,
+        bounds=Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=window),
+    )
+
+    tables = schema(settings.fold)
+    engine = app.engine = Engine(app, config, tables, lambda: discover_partitions(settings, theirs))
+    pages = {path: (kind, (STATIC / name).read_bytes()) for path, (kind, name) in PAGES.items() if (STATIC / name).exists()}
+    routes = Routes(engine, tokens, settings, pages)
+    app.install_routes = routes.install
+    app.routes = routes
+    rules = Rules(engine, [rule for fold in tables.folds for rule in fold.rules], routes.reader, settings.get("alert_interval_s"))
+    trust = settings.fold(TrustSettings)
+    ticks = Ticks(engine, trust, lambda: sorted({t for p in engine.partitions.get("judgments", ()) for space in p.spaces for t in space if t}))
+    for table in tables.tables:
+        app.tables.add(seam.Rows(app, name=table.wire, help=f"rows of {table.name}, rank {table.rank}"))
+
+    source_topics = app.topic(*engine.short_names, key_serializer="raw", value_serializer="raw")
+
+    @app.agent(source_topics, concurrency=1, name="fold")  # type: ignore[untyped-decorator]  # faust is untyped here
+    async def fold(stream: Any) -> None:
+        """Fold source events into rows."""
+        async for event in stream.events():
+            engine.absorb(event.message.tp, event.message.value)
+
+    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]  # faust is untyped here
+    async def _assigned(app: Any, assigned: Any, **kwargs: Any) -> None:
+        await engine.gained(assigned)
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]  # faust is untyped here
+    async def _revoked(app: Any, revoked: Any, **kwargs: Any) -> None:
+        await engine.lost(revoked)
+
+    @app.on_before_shutdown.connect  # type: ignore[untyped-decorator]  # faust is untyped here
+    async def _bye(app: Any, **kwargs: Any) -> None:
+        await engine.lost([seam.TP(engine.full_names[t], n) for (t, n), shard in engine.core.shards.items() if shard.owned])
+
+    engine.add_dependency(rules)
+    engine.add_dependency(ticks)
+    return app

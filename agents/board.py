@@ -1,0 +1,108 @@
+"""The alert board: every alert's standing, read back from the compacted alerts topic.
+
+It is what the alert views show, what streams to subscribers, and what the merged rules remember, so a restart or a rebuild
+opens nothing twice. A twin (a message repeated after a crash, same id) is recognised and told once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from tables.fold import Standing
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+@dataclass(slots=True)
+class Entry:
+    """An alert's newest message and how many it had."""
+
+    message: dict[str, Any]
+    order: tuple[int, int]
+    ids: set[str] = field(default_factory=set)
+
+    @property
+    def open(self) -> bool:
+        """Whether the alert stands: not resolved, and no mere notice."""
+        return self.message["type"] != "alert.resolved.v1" and not self.message["data"].get("notice")
+
+
+class Board:
+    """Alerts by id; subscribers get every new message.
+
+    Attributes:
+        n_messages: messages read, without twins and tombstones.
+        n_lost: messages that a slow subscriber could not take.
+    """
+
+    def __init__(self, recent: int = 1000) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.recent: deque[dict[str, Any]] = deque(maxlen=recent)
+        self.subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self.n_messages = 0
+        self.n_lost = 0
+
+    def read(self, key: bytes | None, value: bytes | None, order: tuple[int, int]) -> dict[str, Any] | None:
+        """Take one record of the alerts topic; returns the message if it is news.
+
+        Args:
+            order: (partition, offset).
+        """
+        name = (key or b"").decode("utf-8", "replace")
+        if value is None:
+            self.entries.pop(name, None)
+            return None
+        message = _decode(value)
+        entry = self.entries.get(name)
+        if entry is None:
+            entry = self.entries[name] = Entry(message, order)
+        elif message["id"] in entry.ids:
+            return None
+        entry.message, entry.order = message, order
+        entry.ids.add(message["id"])
+        self.n_messages += 1
+        self.recent.append(message)
+        for queue in self.subscribers:
+            try:
+                queue.put_nowait(message)
+            except asyncio.QueueFull:
+                self.n_lost += 1
+        return message
+
+    def standing(self, alert: str) -> tuple[Standing, int]:
+        """Where a rule stands with a subject, and the number of messages so far."""
+        entry = self.entries.get(alert)
+        if entry is None:
+            return Standing(), 0
+        data = entry.message["data"]
+        return Standing(data["severity"] if entry.open else "ok", data.get("period")), len(entry.ids)
+
+    def open_of(self, tenant: str, rule: str) -> dict[str, Entry]:
+        """Standing alerts of a rule by subject."""
+        return {
+            entry.message["data"]["subject"]: entry
+            for entry in self.entries.values()
+            if entry.open and entry.message["tenant"] == tenant and entry.message["data"]["rule"] == rule
+        }
+
+    def of(self, tenant: str) -> list[Entry]:
+        """A tenant's alerts, newest first."""
+        mine = [entry for entry in self.entries.values() if entry.message.get("tenant") == tenant]
+        return sorted(mine, key=lambda e: (e.message["time"], e.order), reverse=True)
+
+    @contextlib.contextmanager
+    def subscribe(self, size: int = 1000) -> Iterator[asyncio.Queue[dict[str, Any]]]:
+        """A queue of new messages; a subscriber that lags by more than `size` misses some, counted in `n_lost`."""
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(size)
+        self.subscribers.add(queue)
+        try:
+            yield queue
+        finally:
+            self.subscribers.discard(queue)

@@ -1,0 +1,322 @@
+"""The engine's bookkeeping as a sans-I/O core: what is folded, written, published, committed, repaired.
+
+Inputs come in as method calls (gained, followed, chunk, acked, failed, lost), what is to be done comes back as values
+(`Flush`, `Refusal`, offsets to commit). No clock, no socket, no coroutine, so a simulator can run it through any schedule.
+
+The rules this file keeps, for one source partition s and its changelog partition:
+
+1. **Outputs before rows before offsets.** A flush carries the outputs and then the rows of everything absorbed since the
+   last one; the safe offset moves when both are acknowledged. One flush of s at a time, so rows stay in rank order.
+2. **The higher applied wins.** A followed row replaces ours only if its version is higher, whoever wrote it.
+3. **Rows say where to go on**, not the committed offset: after a gain folding continues behind the last record that every
+   row has absorbed. So a commit that ran ahead of the rows, or a seek that did nothing, cannot lose an update. The
+   committed offset tells which outputs are known to be on the log, so a rebuild publishes nothing twice.
+4. **Restore before fold.** After a gain the follower must have reached the changelog's end, read after the assignment.
+5. **Chain.** A chunk covers the fetch positions [start, end). It is refused unless start <= next; then next = end. What is
+   dropped between fetch and fold is fetched again.
+6. **Epochs.** Results of an earlier ownership (acks, chunks) change nothing of the present one.
+7. **Repair.** A row appended after a newer one of its key (a zombie's late write) would win compaction; the owner writes
+   the newer one again.
+8. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
+   writes the same, or they are written on regaining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tables.dedupe import IDS
+from tables.partition import COUNTERS, HEAD, Output, Partition, Record
+from tables.rows import Row, parse_wire_key
+
+
+@dataclass(slots=True, eq=False)
+class Flush:
+    """What one partition has to write: first `outputs`, then `rows`; answered by `Core.acked` or `Core.failed`.
+
+    Attributes:
+        rows: changelog (key, value) in rank order; they go to the changelog partition of the same number.
+        upto: every record below this offset is in these rows or earlier ones.
+    """
+
+    shard: Shard
+    epoch: int
+    outputs: list[Output]
+    rows: list[tuple[bytes, bytes]]
+    marks: list[tuple[int, Row, int]]
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A chunk that does not continue where folding stopped: fetch again from `seek`."""
+
+    seek: int
+
+
+class WrongIdentity(Exception):
+    """Rows were made from another topic of the same name (deleted and created again): offsets mean something else."""
+
+
+class Shard:
+    """Bookkeeping of one source partition.
+
+    Attributes:
+        owned, ready: assigned to this worker; restored, so chunks may be folded.
+        next: offset expected next.
+        safe: every record below it is durable in rows and outputs; None until something is known.
+        committed: what the group's offset is known to be.
+        publish_from: outputs of records below it are on the log already.
+        followed: next changelog offset the follower will read.
+        goal: changelog end that must be followed before folding.
+    """
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self.epoch = 0
+        self.owned = False
+        self.ready = False
+        self.next = 0
+        self.safe: int | None = None
+        self.committed: int | None = None
+        self.publish_from = 0
+        self.log_start = 0
+        self.followed = 0
+        self.goal: int | None = None
+        self.flushing: Flush | None = None
+        self.waiting: tuple[int, int, int] | None = None
+        self.regressed: set[tuple[int, Row]] = set()
+        self.n_stale = 0
+        self.n_repaired = 0
+        self.n_refused = 0
+        self.n_rows = 0
+        self.n_followed = 0
+
+    def dirty(self) -> bool:
+        """Something absorbed is not yet durable."""
+        return bool(self.partition.outputs) or any(self.partition.dirty)
+
+
+class Core:
+    """The core of one worker over all source partitions that it serves."""
+
+    def __init__(self, partitions: Iterable[Partition]) -> None:
+        self.shards: dict[tuple[str, int], Shard] = {(p.topic, p.number): Shard(p) for p in partitions}
+
+    # ---- ownership
+
+    def gained(self, topic: str, number: int, *, committed: int | None, log_start: int, changelog_end: int) -> Shard:
+        """The partition is ours from now on.
+
+        Args:
+            committed: the group's offset, None if it never committed.
+            log_start: oldest offset that the source topic keeps.
+            changelog_end: end of the changelog partition, read **after** the assignment.
+        """
+        shard = self.shards[(topic, number)]
+        self._renounce(shard)
+        shard.owned = True
+        shard.committed = committed
+        shard.publish_from = committed or 0
+        shard.log_start = log_start
+        shard.goal = changelog_end
+        self._maybe_ready(shard)
+        return shard
+
+    def lost(self, topic: str, number: int) -> None:
+        """The partition is not ours any more; its rows stay, as a replica."""
+        shard = self.shards.get((topic, number))
+        if shard is not None:
+            self._renounce(shard)
+
+    def _renounce(self, shard: Shard) -> None:
+        shard.epoch += 1
+        if shard.flushing is not None:
+            self._put_back(shard.flushing)
+        shard.flushing = None
+        shard.owned = shard.ready = False
+        shard.safe = None
+        shard.goal = None
+        shard.partition.window.forget()
+
+    def _maybe_ready(self, shard: Shard) -> None:
+        if not shard.owned or shard.ready or shard.goal is None or shard.followed < shard.goal:
+            return
+        partition = shard.partition
+        logged_done = max((row.logged for row in partition.space(IDS, "").values()), default=-1)
+        known = max(shard.publish_from, logged_done + 1)
+        partition.outputs = [out for out in partition.outputs if out.offset >= known]
+        shard.next = max(partition.restored(), shard.log_start)
+        for index, row in shard.regressed:
+            partition.dirty[index].add(row)
+        shard.n_repaired += len(shard.regressed)
+        shard.ready = True
+        shard.safe = None if shard.dirty() else shard.next
+
+    # ---- folding
+
+    def chunk(self, shard: Shard, epoch: int, start: int, end: int, records: Sequence[Record]) -> int | Refusal | None:
+        """Fold what was fetched from the positions [start, end).
+
+        Returns the number of records that were new, `Refusal` where the chunk does not continue, None where it belongs to
+        an earlier ownership.
+        """
+        if epoch != shard.epoch or not shard.ready:
+            return None
+        if start > shard.next:
+            shard.n_refused += 1
+            return Refusal(shard.next)
+        partition = shard.partition
+        if end <= shard.next:
+            return 0
+        before = len(partition.outputs)
+        new = partition.absorb(records)
+        if shard.publish_from > shard.next and len(partition.outputs) > before:
+            kept = [out for out in partition.outputs[before:] if out.offset >= shard.publish_from]
+            partition.outputs[before:] = kept
+        shard.next = end
+        if not shard.dirty() and shard.flushing is None:
+            shard.safe = end  # only control records, or records absorbed before
+        return new
+
+    def idle(self, shard: Shard, position: int) -> Refusal | None:
+        """Asked now and then with the fetch position: fetch again if what lies between it and `next` does not arrive.
+
+        A chunk that was dropped on its way is noticed by the next one's start; this is for the last one of the log. Asked
+        twice with nothing moved in between, the chunk is taken for lost; if it arrives after all, it is passed over.
+        """
+        if not shard.ready or position <= shard.next:
+            shard.waiting = None
+            return None
+        seen = shard.epoch, shard.next, position
+        if shard.waiting != seen:
+            shard.waiting = seen
+            return None
+        shard.waiting = None
+        shard.n_refused += 1
+        return Refusal(shard.next)
+
+    # ---- flushing
+
+    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+        """Everything of the partition that is to be written now; None where there is nothing, or a flush is under way."""
+        if not shard.ready or shard.flushing is not None or not shard.dirty():
+            return None
+        partition = shard.partition
+        outputs, partition.outputs = partition.outputs, []
+        rows, marks = [], []
+        for key, value, row, index in partition.drain():
+            rows.append((key, value))
+            marks.append((index, row, row.applied))
+        shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next)
+        return shard.flushing
+
+    def acked(self, flush: Flush) -> None:
+        """Outputs and rows of the flush are durable."""
+        shard = flush.shard
+        if flush.epoch != shard.epoch:
+            return
+        shard.flushing = None
+        shard.n_rows += len(flush.rows)
+        shard.safe = shard.next if not shard.dirty() else flush.upto
+
+    def failed(self, flush: Flush) -> None:
+        """The flush may be on the log in part or not at all: everything of it is written again, in rank order."""
+        if flush.epoch == flush.shard.epoch:
+            self._put_back(flush)
+            flush.shard.flushing = None
+
+    def _put_back(self, flush: Flush) -> None:
+        partition = flush.shard.partition
+        partition.outputs[:0] = flush.outputs
+        for index, row, applied in flush.marks:
+            if applied > row.logged or (index, row) in flush.shard.regressed:
+                partition.dirty[index].add(row)
+
+    def committable(self) -> dict[tuple[str, int], int]:
+        """Offsets that may be committed: outputs and rows below them are durable."""
+        return {
+            key: shard.safe
+            for key, shard in self.shards.items()
+            if shard.owned and shard.safe is not None and shard.safe > (shard.committed or 0)
+        }
+
+    def committed(self, topic: str, number: int, offset: int) -> None:
+        """The group's offset is known to be this."""
+        shard = self.shards.get((topic, number))
+        if shard is not None and shard.owned:
+            shard.committed = offset
+
+    # ---- following the changelog
+
+    def followed(self, shard: Shard, records: Iterable[tuple[bytes, bytes | None]], position: int) -> list[tuple[int, Row]]:
+        """Rows read from the changelog, in its order; returns those that changed here as (table index, row).
+
+        Args:
+            records: (key, value); a value of None is a tombstone.
+            position: changelog offset behind the last of them (it passes control records).
+
+        Raises:
+            WrongIdentity: the rows belong to another incarnation of the source topic.
+        """
+        partition = shard.partition
+        by_wire = partition.schema.by_wire
+        spaces, unpack, identity = partition.spaces, HEAD.unpack_from, partition.identity
+        changed = []
+        n = 0
+        for key, value in records:
+            n += 1
+            wire, tenant, parts = parse_wire_key(key)
+            table = by_wire.get(wire)
+            if table is None or value is None:
+                continue  # rows of another version of a fold; tombstones of dropped ones
+            version, made_of = unpack(value)
+            if made_of != identity and made_of and identity:
+                raise WrongIdentity(
+                    f"{partition.topic}/{partition.number}: the tables were made from another topic of this name (it was deleted and created "
+                    f"again); start with a new app_id, or delete this app's changelog topics to rebuild them from the log"
+                )
+            index = table.index
+            space = spaces[index].get(tenant)
+            if space is None:
+                space = spaces[index][tenant] = {}
+            row = space.get(parts)
+            if row is None:
+                row = space[parts] = Row(tenant, parts, version, version, value[12:])
+                changed.append((index, row))
+                if shard.ready:
+                    self._overtaken(shard, index)
+                continue
+            if version < row.logged:
+                shard.n_stale += 1
+                shard.regressed.add((index, row))
+                if shard.ready:
+                    partition.dirty[index].add(row)
+                    shard.n_repaired += 1
+                continue
+            if shard.regressed:
+                shard.regressed.discard((index, row))
+            row.logged = version
+            if version >= row.applied:
+                partition.dirty[index].discard(row)
+                if version > row.applied:
+                    row.applied = version
+                    row.state = value[12:]
+                    changed.append((index, row))
+                    if shard.ready:
+                        self._overtaken(shard, index)
+        shard.n_followed += n
+        shard.followed = max(shard.followed, position)
+        self._maybe_ready(shard)
+        if shard.ready and shard.flushing is None and not shard.dirty():
+            shard.safe = shard.next  # another worker's rows made ours durable
+        return changed
+
+    def _overtaken(self, shard: Shard, index: int) -> None:
+        """Another worker's row is ahead of the owner: it still writes, or wrote before it lost the partition."""
+        if index == IDS.index:
+            shard.partition.window.restore()
+
+
+__all__ = ["COUNTERS", "Core", "Flush", "Refusal", "Shard", "WrongIdentity"]

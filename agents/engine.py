@@ -1,0 +1,459 @@
+"""The I/O shell around the core: fetch, fold, publish, write rows, commit, follow.
+
+Thin on purpose: what is decided is decided in `agents.core`; this file moves bytes, retries for a bounded time, and stops
+the worker where going on would hide something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from faust.types import TP
+from mode import Service
+
+from tables.dedupe import IDS
+from tables.partition import Bounds, Output, Partition, Schema
+from tables.rows import Row
+
+from .board import Board
+from .core import Core, Flush, Refusal, Shard, WrongIdentity
+
+MAX_BEHIND = 200_000
+"""Records a partition may be folded ahead of its writes before fetching pauses."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the engine needs to know of the deployment.
+
+    Attributes:
+        prefix: of all topic names.
+        changelogs: source topic (without prefix) -> full name of its changelog.
+        flush_max_s: longest time between two flushes under load.
+        retry_s: how long a failing write is tried again before the worker stops.
+        watchdog_s: with lag and nothing absorbed for this long, the worker stops.
+        shutdown_s: bound on the last flush when a partition or the worker goes.
+        publishes: False for an app that only reads (outputs are then dropped).
+    """
+
+    bootstrap: str
+    prefix: str
+    changelogs: Mapping[str, str]
+    app_id: str = "pulsefold"
+    flush_max_s: float = 0.1
+    retry_s: float = 60.0
+    watchdog_s: float = 60.0
+    shutdown_s: float = 10.0
+    publishes: bool = True
+    security: Mapping[str, Any] = field(default_factory=dict)
+    bounds: Bounds = field(default_factory=Bounds)
+
+
+class Stalled(RuntimeError):
+    """There are records to fold and nothing was folded for too long."""
+
+
+class Engine(Service):  # type: ignore[misc]  # mode is untyped here
+    """Folds what the worker owns, follows what everybody writes, and knows what is durable.
+
+    Attributes:
+        ready: the tables are restored up to what was on the changelog at the start.
+        board: the alerts.
+        on_changed: told of rows that changed, (shard, [(table index, row)] or None for "look at the dirty ones").
+    """
+
+    def __init__(
+        self, app: Any, config: EngineConfig, schema: Schema, discover: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.app = app
+        self.config = config
+        self.schema = schema
+        self.discover = discover
+        self.partitions: dict[str, list[Partition]] = {}
+        self.core = Core(())
+        self.follower: Any = None
+        self.producer: Any = None
+        self.board = Board()
+        self.full_names = {topic: config.prefix + topic for topic in config.changelogs}
+        self.short_names = {full: topic for topic, full in self.full_names.items()}
+        self.counts: dict[str, int] = {}
+        self.by_changelog: dict[TopicPartition, Shard] = {}
+        self.alert_partitions: list[TopicPartition] = []
+        self.alerts_topic = config.prefix + "alerts"
+        self.ready = False
+        self.started_at = time.time()
+        self.restored_s: float | None = None
+        self.restore_goal: dict[TopicPartition, int] = {}
+        self.on_changed: list[Callable[[Shard, Iterable[tuple[int, Row]]], None]] = []
+        self.ends: dict[tuple[str, int], int] = {}
+        self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0}
+        self._seeks: dict[TP, int] = {}
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._absorbed_at = time.monotonic()
+        self._dead = False
+        self.log_starts: dict[tuple[str, int], int] = {}
+
+    # ---- life
+
+    def prepare(self, counts: Mapping[str, int], identities: Mapping[str, int]) -> None:
+        """Make the partitions.
+
+        Args:
+            counts: source topic (without prefix) -> number of partitions on the broker.
+            identities: source topic -> 32 bits of its Kafka topic id, 0 where the broker has none.
+        """
+        source = f"pulsefold/{self.config.app_id}"
+        self.counts = dict(counts)
+        self.partitions = {
+            topic: [
+                Partition(topic, n, self.schema, count=count, identity=identities.get(topic, 0), source=source, bounds=self.config.bounds)
+                for n in range(count)
+            ]
+            for topic, count in counts.items()
+        }
+        self.core = Core(p for ps in self.partitions.values() for p in ps)
+        self.by_changelog = {
+            TopicPartition(self.config.changelogs[topic], n): self.core.shards[(topic, n)] for topic, count in counts.items() for n in range(count)
+        }
+
+    async def on_start(self) -> None:
+        """Connect, and begin to follow every changelog partition from its start."""
+        if not self.partitions:
+            self.prepare(*await asyncio.to_thread(self.discover))
+        await self._connect_producer()
+        self.follower = AIOKafkaConsumer(
+            bootstrap_servers=self.config.bootstrap, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest",
+            fetch_max_wait_ms=100, max_partition_fetch_bytes=1 << 20, max_poll_records=5000, **self.config.security,
+        )
+        await self.follower.start()
+        await self.follower._client.force_metadata_update()  # noqa: SLF001 - no public way to learn of a topic without a subscription
+        alerts = await self._partitions_of(self.alerts_topic)
+        self.alert_partitions = [TopicPartition(self.alerts_topic, n) for n in range(alerts)]
+        followed = [*self.by_changelog, *self.alert_partitions]
+        self.follower.assign(followed)
+        await self.follower.seek_to_beginning(*followed)
+        self.restore_goal = dict(await self.follower.end_offsets(followed))
+        self.restore_start = dict(await self.follower.beginning_offsets(followed))
+
+    async def _partitions_of(self, topic: str) -> int:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            await self.follower._client.add_topic(topic)  # noqa: SLF001 - as above
+            found = self.follower.partitions_for_topic(topic)
+            if found:
+                return len(found)
+            await asyncio.sleep(0.1)
+        raise RuntimeError(f"topic {topic} does not exist; create it with: pulsefold topics create")
+
+    async def _connect_producer(self) -> None:
+        self.producer = AIOKafkaProducer(
+            bootstrap_servers=self.config.bootstrap, acks="all", enable_idempotence=True, max_batch_size=500_000,
+            max_request_size=6 << 20, request_timeout_ms=30_000, **self.config.security,
+        )
+        await self.producer.start()
+
+    async def on_stop(self) -> None:
+        """Close the clients; the last flush was made when the partitions were given up."""
+        for client in (self.follower, self.producer):
+            if client is not None:
+                await client.stop()
+
+    async def crash(self, reason: BaseException) -> None:
+        """A bug or a lasting failure: nothing is written any more, the worker exits non-zero."""
+        self._dead = True
+        await super().crash(reason)
+
+    # ---- asked by the seam
+
+    def is_source(self, topic: str) -> bool:
+        """Whether this Kafka topic is one of ours."""
+        return topic in self.short_names
+
+    def shard(self, tp: TP) -> Shard | None:
+        """Bookkeeping of a source partition by its Kafka name."""
+        return self.core.shards.get((self.short_names.get(tp.topic, ""), tp.partition))
+
+    def readable(self, tp: TP) -> bool:
+        """Whether the partition may be fetched now."""
+        shard = self.shard(tp)
+        if shard is None:
+            return True
+        return shard.ready and not self._dead and (shard.safe is None or shard.next - shard.safe < MAX_BEHIND)
+
+    def seeks(self) -> dict[TP, int]:
+        """Positions to fetch from, asked once each."""
+        wanted, self._seeks = self._seeks, {}
+        return wanted
+
+    def epoch(self, tp: TP) -> int:
+        """Number of the present ownership."""
+        shard = self.shard(tp)
+        return -1 if shard is None else shard.epoch
+
+    def committable(self) -> dict[TP, int]:
+        """Offsets below which everything is durable."""
+        return {TP(self.full_names[topic], n): offset for (topic, n), offset in self.core.committable().items()}
+
+    def committed(self, offsets: Mapping[TP, int]) -> None:
+        """The group's offsets are now these."""
+        for tp, offset in offsets.items():
+            if tp.topic in self.short_names:
+                self.core.committed(self.short_names[tp.topic], tp.partition, offset)
+
+    # ---- ownership
+
+    async def gained(self, tps: Iterable[TP]) -> None:
+        """Partitions were assigned: restore each, then fold it."""
+        ours = [tp for tp in tps if self.is_source(tp.topic)]
+        if ours:
+            self.add_future(self._gain(ours))
+
+    async def _gain(self, tps: Sequence[TP]) -> None:
+        shards = [shard for tp in tps if (shard := self.shard(tp)) is not None]
+        epochs = [shard.epoch for shard in shards]
+        changelog = {shard: TopicPartition(self.config.changelogs[shard.partition.topic], shard.partition.number) for shard in shards}
+        sources = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+        ends = await self.follower.end_offsets(list(changelog.values()))
+        starts = await self.follower.beginning_offsets(sources)
+        for tp, shard, epoch in zip(tps, shards, epochs, strict=True):
+            committed = await self.app.consumer._thread.committed_offset(tp)
+            if shard.epoch != epoch:
+                continue  # lost again meanwhile
+            name = shard.partition.topic, shard.partition.number
+            self.log_starts[name] = starts[TopicPartition(tp.topic, tp.partition)]
+            self.core.gained(*name, committed=committed, log_start=self.log_starts[name], changelog_end=ends[changelog[shard]])
+        for tp, shard in zip(tps, shards, strict=True):
+            self.add_future(self._await_ready(tp, shard, shard.epoch))
+
+    async def _await_ready(self, tp: TP, shard: Shard, epoch: int) -> None:
+        while shard.epoch == epoch and not shard.ready:
+            self._moved.clear()
+            await self._moved.wait()
+        if shard.epoch == epoch:
+            self._seeks[tp] = shard.next
+            self._absorbed_at = time.monotonic()
+            self._wake.set()
+
+    async def lost(self, tps: Iterable[TP]) -> None:
+        """Partitions are being revoked: write and commit what is folded, in bounded time, then stop writing."""
+        ours = [tp for tp in tps if self.is_source(tp.topic)]
+        if not ours:
+            return
+        if not self._dead:
+            try:
+                async with asyncio.timeout(self.config.shutdown_s):
+                    while any((shard := self.shard(tp)) is not None and shard.ready and (shard.dirty() or shard.flushing) for tp in ours):
+                        await self._flush_all()
+                    await self.app.consumer.commit()
+            except (TimeoutError, KafkaError) as exc:
+                self.log.warning("the last flush did not end in time; the next owner folds it again: %r", exc)
+        for tp in ours:
+            shard = self.shard(tp)
+            if shard is not None:
+                self.core.lost(shard.partition.topic, shard.partition.number)
+                self._seeks.pop(tp, None)
+
+    # ---- fold
+
+    def absorb(self, tp: TP, chunk: tuple[int, int, int, Sequence[Any]]) -> None:
+        """Fold one fetched chunk."""
+        shard = self.shard(tp)
+        if shard is None or self._dead:
+            return
+        epoch, start, end, records = chunk
+        done = self.core.chunk(shard, epoch, start, end, records)
+        self.n["chunks"] += 1
+        if done is None:
+            self.n["discarded_chunks"] += 1
+        elif isinstance(done, Refusal):
+            self._seeks[tp] = done.seek
+            self.log.warning("%s/%s: fetched from %s, folded up to %s: fetching again", tp.topic, tp.partition, start, done.seek)
+        else:
+            self._absorbed_at = time.monotonic()
+            self.n["records"] += done
+            if done:
+                for told in self.on_changed:
+                    told(shard, ())
+            if not self.config.publishes:
+                shard.partition.outputs.clear()
+            self._wake.set()
+
+    # ---- flush
+
+    @Service.task
+    async def _flusher(self) -> None:
+        while not self.should_stop:
+            await self._wake.wait()
+            self._wake.clear()
+            begun = time.monotonic()
+            rows = await self._flush_all()
+            pause = min(self.config.flush_max_s, rows / 10_000) - (time.monotonic() - begun)
+            await asyncio.sleep(max(0.002, pause))
+
+    async def _flush_all(self) -> int:
+        if self._dead:
+            return 0
+        flushes = []
+        for shard in self.core.shards.values():
+            flush = self.core.take(shard)
+            if flush is not None:
+                flushes.append(flush)
+                await asyncio.sleep(0)
+        if not flushes:
+            await asyncio.sleep(0.001)
+            return 0
+        await asyncio.gather(*(self._write(flush) for flush in flushes))
+        self.n["flushes"] += 1
+        return sum(len(flush.rows) for flush in flushes)
+
+    async def _write(self, flush: Flush) -> None:
+        shard = flush.shard
+        deadline = time.monotonic() + self.config.retry_s
+        while True:
+            try:
+                await self._publish(flush.outputs)
+                await self._append(flush)
+            except KafkaError as exc:
+                self.n["flush_failures"] += 1
+                self.core.failed(flush)
+                self._wake.set()
+                if time.monotonic() > deadline:
+                    await self.crash(exc)
+                    return
+                self.log.warning("%s/%s: rows could not be written, trying again: %r", shard.partition.topic, shard.partition.number, exc)
+                await asyncio.sleep(0.5)
+                again = self.core.take(shard)
+                if again is None:
+                    return
+                flush = again
+            except BaseException:
+                self.core.failed(flush)
+                raise
+            else:
+                self.core.acked(flush)
+                self.n["rows"] += len(flush.rows)
+                self.n["outputs"] += len(flush.outputs)
+                return
+
+    async def _publish(self, outputs: Sequence[Output]) -> None:
+        prefix = self.config.prefix
+        sent = [await self.producer.send(prefix + o.topic, o.value, key=o.key, partition=o.partition, headers=o.headers) for o in outputs]
+        if sent:
+            await asyncio.gather(*sent)
+
+    async def _append(self, flush: Flush) -> None:
+        if not flush.rows:
+            return
+        topic = self.config.changelogs[flush.shard.partition.topic]
+        batches = []
+        batch = self.producer.create_batch()
+        for key, value in flush.rows:
+            if batch.append(key=key, value=value, timestamp=None) is None:
+                batches.append(batch)
+                batch = self.producer.create_batch()
+                if batch.append(key=key, value=value, timestamp=None) is None:
+                    raise RuntimeError(f"a row of {len(value)} bytes does not fit into a batch: {key[:200]!r}")
+        batches.append(batch)
+        acks = []
+        for full in batches:
+            full.close()
+            acks.append(await self.producer.send_batch(full, topic, partition=flush.shard.partition.number))
+        await asyncio.gather(*acks)
+
+    # ---- follow
+
+    @Service.task
+    async def _follow(self) -> None:
+        follower = self.follower
+        begun = time.monotonic()
+        positions = dict(self.restore_start)
+        while not self.should_stop:
+            got = await follower.getmany(timeout_ms=200)
+            for tp, records in got.items():
+                positions[tp] = records[-1].offset + 1
+                shard = self.by_changelog.get(tp)
+                if shard is None:
+                    for record in records:
+                        self.board.read(record.key, record.value, (tp.partition, record.offset))
+                    continue
+                try:
+                    changed = self.core.followed(shard, ((r.key, r.value) for r in records), positions[tp])
+                except WrongIdentity as exc:
+                    await self.crash(exc)
+                    return
+                if changed:
+                    for told in self.on_changed:
+                        told(shard, changed)
+                await asyncio.sleep(0)
+            if not self.ready or any(s.owned and not s.ready for s in self.core.shards.values()):
+                await self._catch_up(positions)
+                if not self.ready and all(positions.get(tp, 0) >= end for tp, end in self.restore_goal.items()):
+                    self.ready = True
+                    self.restored_s = time.monotonic() - begun
+            self._moved.set()
+
+    async def _catch_up(self, positions: dict[TopicPartition, int]) -> None:
+        """Let positions pass what is no record: control batches, compacted tails."""
+        for tp, shard in self.by_changelog.items():
+            at = await self.follower.position(tp)
+            if at > positions.get(tp, 0) or at > shard.followed or (shard.owned and not shard.ready):
+                positions[tp] = at
+                self.core.followed(shard, (), at)
+        for tp in self.alert_partitions:
+            positions[tp] = await self.follower.position(tp)
+
+    def progress(self) -> tuple[int, int]:
+        """Changelog records followed and to follow of the first restore."""
+        followed = sum(
+            min(self.by_changelog[tp].followed, end) - self.restore_start.get(tp, 0) for tp, end in self.restore_goal.items() if tp in self.by_changelog
+        )
+        total = sum(end - self.restore_start.get(tp, 0) for tp, end in self.restore_goal.items() if tp in self.by_changelog)
+        return max(0, followed), total
+
+    # ---- watch
+
+    @Service.task
+    async def _watch(self) -> None:
+        """Ends of the source partitions, for lag; and the watchdog."""
+        sources = [TopicPartition(self.full_names[t], n) for t, count in self.counts.items() for n in range(count)]
+        while not self.should_stop:
+            try:
+                ends = await self.follower.end_offsets(sources)
+            except KafkaError as exc:
+                self.log.warning("end offsets are not known at the moment: %r", exc)
+            else:
+                for tp, end in ends.items():
+                    self.ends[(self.short_names[tp.topic], tp.partition)] = end
+            for source, at in self.app.consumer.fetch_positions().items():
+                owned = self.shard(source)
+                lost = self.core.idle(owned, at) if owned is not None and source not in self._seeks else None
+                if lost is not None:
+                    self._seeks[source] = lost.seek
+            lagging = [s for s in self.core.shards.values() if s.owned and self.lag(s) > 0]
+            if not lagging:
+                self._absorbed_at = time.monotonic()
+            elif time.monotonic() - self._absorbed_at > self.config.watchdog_s:
+                names = ", ".join(f"{s.partition.topic}/{s.partition.number}" for s in lagging[:5])
+                await self.crash(Stalled(f"nothing was folded for {self.config.watchdog_s:.0f} s although records wait in {names}"))
+                return
+            await self.sleep(1.0)
+
+    def lag(self, shard: Shard) -> int:
+        """Records on the log that this worker's tables have not absorbed yet."""
+        name = shard.partition.topic, shard.partition.number
+        return max(0, self.ends.get(name, 0) - self.absorbed(shard))
+
+    def absorbed(self, shard: Shard) -> int:
+        """Offset up to which (exclusive) this worker's tables have absorbed the partition."""
+        if shard.ready:
+            return shard.next
+        rows = shard.partition.spaces[IDS.index].get("", {}).values()
+        return max((row.applied for row in rows), default=-1) + 1

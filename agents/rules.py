@@ -1,0 +1,125 @@
+"""Merged alert rules: judged on the follower, over partials of several partitions, when something changed.
+
+The owner of partition crc32(subject) mod P of the rule's topic publishes. What stands is read back from the alerts topic
+(`agents.board`), so a restart, a rebuild or a change of owner opens nothing twice; ids are the alert's id and the ordinal of
+the message, so two owners of a moment give twins.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mode import Service
+
+from streams.derive import event_bytes
+from streams.keys import alert_id, derived_id
+from tables.alerting import RESOLVED, alert_data, change_type
+from tables.fold import MergedRule, Standing, Verdict
+from tables.reader import PartitionReader
+from tables.rows import Row
+from tables.times import day
+
+from .core import Shard
+
+
+class Rules(Service):  # type: ignore[misc]  # mode is untyped here
+    """Judges the merged rules at least every `interval_s` when something changed.
+
+    Attributes:
+        n: judged and published.
+    """
+
+    def __init__(self, engine: Any, rules: Iterable[MergedRule], reader: Callable[[str], PartitionReader], interval_s: float = 5.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.engine = engine
+        self.rules = list(rules)
+        self.reader = reader
+        self.interval_s = interval_s
+        self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {rule.name: set() for rule in self.rules}
+        self.homes: dict[str, frozenset[int]] = {}
+        self.n = {"judged": 0, "published": 0}
+        engine.on_changed.append(self.changed)
+
+    def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
+        """Rows changed here; without a list, those that are dirty."""
+        for rule in self.rules:
+            if rule.topic != shard.partition.topic:
+                continue
+            index = rule.table.index
+            due = self.due[rule.name]
+            changed = rows if rows else [(index, row) for row in shard.partition.dirty[index]]
+            due.update((row.tenant, row.key) for i, row in changed if i == index)
+
+    @Service.task
+    async def _judge(self) -> None:
+        while not self.should_stop:
+            await self.sleep(self.interval_s)
+            if self.engine.ready:
+                for rule in self.rules:
+                    await self._rule(rule)
+
+    async def _rule(self, rule: MergedRule) -> None:
+        engine = self.engine
+        owned = frozenset(n for (topic, n), shard in engine.core.shards.items() if topic == rule.topic and shard.ready)
+        due, self.due[rule.name] = self.due[rule.name], set()
+        if owned - self.homes.get(rule.name, frozenset()):  # newly owned: look at every subject once
+            for partition in engine.partitions[rule.topic]:
+                for tenant, space in partition.spaces[rule.table.index].items():
+                    due.update((tenant, key) for key in space)
+        self.homes[rule.name] = owned
+        count = engine.counts[rule.topic]
+        for done, (tenant, key) in enumerate(sorted(due)):
+            subject = rule.subject(key)
+            if zlib.crc32(subject.encode()) % count in owned:
+                await self._subject(rule, tenant, key, subject)
+            if done % 200 == 199:
+                await self.sleep(0)
+
+    async def _subject(self, rule: MergedRule, tenant: str, key: tuple[str, ...], subject: str) -> None:
+        board = self.engine.board
+        standing = board.open_of(tenant, rule.name).get(subject)
+        reader = self.reader(tenant)
+        level, period = ("ok", None)
+        if standing is not None:
+            level, period = standing.message["data"]["severity"], standing.message["data"]["period"]
+        self.n["judged"] += 1
+        verdict = rule.judge(reader, key, Standing(level, period))
+        if verdict is None or verdict.level == level:
+            return
+        await self._publish(rule, tenant, key, subject, level, period, verdict)
+
+    async def _publish(self, rule: MergedRule, tenant: str, key: tuple[str, ...], subject: str, level: str, period: str | None, verdict: Verdict) -> None:
+        engine = self.engine
+        kind = change_type(level, verdict.level)
+        if kind is None or not engine.config.publishes:
+            return
+        time_us, evidence = self._evidence(rule, tenant, key)
+        name = alert_id(tenant, rule.name, subject, period or day(time_us))
+        _, ordinal = engine.board.standing(name)
+        data = alert_data(
+            tenant=tenant, rule=rule.name, subject=subject, period=period or day(time_us), severity=level if kind == RESOLVED else verdict.level,
+            previous=level, value=verdict.value, threshold=verdict.threshold, message=verdict.message, reason=verdict.reason, evidence=evidence,
+        )
+        source_id = f"{name}-{ordinal}"
+        value = event_bytes(
+            type=kind, id=derived_id(rule.topic, tenant, source_id, kind, name), source=f"pulsefold/{engine.config.app_id}", time_us=time_us, tenant=tenant,
+            data=data, derivedfrom=source_id,
+        )
+        found = await engine.producer.send_and_wait(engine.alerts_topic, value, key=name.encode())
+        engine.board.read(name.encode(), value, (found.partition, found.offset))
+        self.n["published"] += 1
+
+    def _evidence(self, rule: MergedRule, tenant: str, key: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
+        """Event time and place of the newest record that changed the subject."""
+        place = max(
+            ((row.applied, partition.number) for partition in self.engine.partitions[rule.topic]
+             if (row := partition.spaces[rule.table.index].get(tenant, {}).get(key)) is not None),
+            default=(-1, 0),
+        )
+        reader = self.reader(tenant)
+        reader.topics.add(rule.topic)
+        as_of = reader.as_of()
+        return (as_of if as_of is not None else time.time_ns() // 1000), {"topic": rule.topic, "partition": place[1], "offset": place[0]}

@@ -1,0 +1,270 @@
+"""All contact with Faust's inside, in one module (checked by tests/unit/test_seam.py against the installed version).
+
+The chunk seam: a transport driver whose consumer hands out one message per (partition, fetched chunk), with the fetch
+positions [start, end) that it covers. Everything per message that Faust does (four tasks, ack bookkeeping, sensors) is
+then paid once a chunk; what may be committed is decided by the engine, which knows what is durable.
+
+Overridden, each for a reason of design.md §4: the consumer's creation (hard-coded isolation, fetch wait and assignor), the
+fetch (positions), getmany (chunks, seeks inside it), ack/gap/committable (Faust acks what nobody folded), the event-path
+watchdog (false alarms), the table manager (recovery of tables that are not Faust's), the boot order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Protocol
+
+import aiokafka
+import faust
+from aiokafka.errors import ConsumerStoppedError
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from faust.app.base import BootStrategy
+from faust.tables.manager import TableManager
+from faust.transport import drivers
+from faust.transport.consumer import ensure_TP
+from faust.transport.drivers import aiokafka as stock
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+from faust.web.base import BlueprintManager
+from mode.utils.futures import notify
+
+Span = tuple[int, int, list[Any]]
+"""What a fetch got of one partition: positions before and after it, and the records between."""
+
+
+class Driven(Protocol):
+    """What the seam asks of the engine (`app.engine`)."""
+
+    def is_source(self, topic: str) -> bool:
+        """Whether this Kafka topic is one of ours."""
+        ...
+
+    def readable(self, tp: TP) -> bool:
+        """Whether the partition may be fetched now: owned, restored, and not too far ahead of the writes."""
+        ...
+
+    def seeks(self) -> dict[TP, int]:
+        """Positions to fetch from, for partitions that just became ready or whose chunk was refused; asked once each."""
+        ...
+
+    def epoch(self, tp: TP) -> int:
+        """Number of the present ownership."""
+        ...
+
+    def committable(self) -> dict[TP, int]:
+        """Offsets below which everything is durable."""
+        ...
+
+    def committed(self, offsets: Mapping[TP, int]) -> None:
+        """The group's offsets are now these."""
+        ...
+
+
+class Chunk(ConsumerMessage):  # type: ignore[misc]  # faust is untyped here
+    """One message for a fetched chunk: ``value`` is (epoch, start, end, records)."""
+
+
+class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is untyped here
+    """The consumer's thread, with our consumer and fetch positions."""
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        conf = self.app.conf
+        self._assignor = StickyPartitionAssignor
+        return aiokafka.AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            group_instance_id=conf.consumer_group_instance_id,
+            bootstrap_servers=stock.server_list(transport.url, transport.default_port),
+            partition_assignment_strategy=[StickyPartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=conf.broker_max_poll_records,
+            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=200,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            check_crcs=conf.broker_check_crcs,
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            isolation_level="read_committed",
+            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+            connections_max_idle_ms=conf.consumer_connections_max_idle_ms,
+            **self.app.kafka_security,
+        )
+
+    async def _fetch_records(
+        self, consumer: Any, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None
+    ) -> dict[TP, Span]:
+        if not self.consumer.flow_active:
+            return {}
+        fetcher = consumer._fetcher
+        if consumer._closed or fetcher._closed:
+            raise ConsumerStoppedError()
+        wanted = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in active_partitions]
+        before = positions(consumer, wanted)
+        with fetcher._subscriptions.fetch_context():
+            got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
+        after = positions(consumer, wanted)
+        spans: dict[TP, Span] = {}
+        for tp in wanted:
+            start, end = before.get(tp), after.get(tp)
+            if start is not None and end is not None and (end > start or got.get(tp)):
+                spans[ensure_TP(tp)] = (start, end, got.get(tp, []))
+        return spans
+
+    async def committed_offset(self, tp: TP) -> int | None:
+        """The group's committed offset of a partition, None where it has none."""
+        consumer = self._ensure_consumer()
+        found = await self.call_thread(consumer.committed, aiokafka.TopicPartition(tp.topic, tp.partition))
+        return None if found is None or found < 0 else int(found)
+
+
+def positions(consumer: Any, tps: Iterable[Any]) -> dict[Any, int]:
+    """Fetch positions of partitions that have one."""
+    subscription = consumer._subscription.subscription
+    assignment = subscription and subscription.assignment
+    found = {}
+    for tp in tps:
+        state = assignment and assignment.state_value(tp)
+        if state is not None and state.has_valid_position:
+            found[tp] = state.position
+    return found
+
+
+class Consumer(stock.Consumer):  # type: ignore[misc]  # faust is untyped here
+    """Hands out chunks. getmany is the only reader and runs one at a time; every seek outside a rebalance happens in it."""
+
+    def _new_consumer_thread(self) -> Thread:
+        return Thread(self, loop=self.loop, beacon=self.beacon)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        engine: Driven = self.app.engine
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)
+        generation = self.app.consumer_generation_id
+        wanted = {tp: offset for tp, offset in engine.seeks().items() if tp in self.assignment()}
+        if wanted:
+            await self._thread.seek_wait(wanted)
+        active = {tp for tp in self._get_active_partitions() if engine.readable(tp)}
+        if not active:
+            await self.sleep(0.01)
+            return
+        epochs = {tp: engine.epoch(tp) for tp in active}
+        spans = await self._getmany(active_partitions=active, timeout=min(timeout, 0.2))
+        if self.should_stop or not spans or not self.flow_active or self.app.consumer_generation_id != generation:
+            return  # whatever was fetched and is dropped here is refused by the chain check and fetched again
+        for tp, (start, end, records) in spans.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                return
+            self._read_offset[tp] = None  # Faust would drop what it takes for a repetition
+            yield tp, Chunk(
+                tp.topic, tp.partition, end - 1, 0.0, 0, [], None, (epochs[tp], start, end, records), None, 0, 0, tp, generation_id=generation
+            )
+
+    def fetch_positions(self) -> dict[TP, int]:
+        """Where the next fetch of each assigned partition begins."""
+        consumer = self._thread._consumer
+        if consumer is None:
+            return {}
+        found = positions(consumer, [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in self.assignment()])
+        return {ensure_TP(tp): at for tp, at in found.items()}
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        if not self.app.engine.is_source(tp.topic):
+            await super()._add_gap(tp, offset_from, offset_to)
+
+    def ack(self, message: Any) -> bool:
+        if type(message) is not Chunk:
+            return bool(super().ack(message))
+        if message.acked:
+            return False
+        message.acked = True
+        self._unacked_messages.discard(message)
+        notify(self._waiting_for_ack)
+        return True
+
+    def _filter_committable_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        engine: Driven = self.app.engine
+        found: dict[TP, int] = super()._filter_committable_offsets(tp for tp in tps if not engine.is_source(tp.topic))
+        found.update(engine.committable())
+        return found
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        done = bool(await super()._commit(offsets))
+        if done:
+            self.app.engine.committed(offsets)
+        return done
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's watchdog looks at its own acks; the engine has its own."""
+
+
+class Transport(stock.Transport):  # type: ignore[misc]  # faust is untyped here
+    """Driver ``chunk://``."""
+
+    Consumer = Consumer
+
+
+def register() -> None:
+    """Make ``broker='chunk://…'`` known to Faust."""
+    drivers.TRANSPORTS.aliases["chunk"] = "agents.seam:Transport"
+
+
+class Rows(faust.Table):  # type: ignore[misc]  # faust is untyped here
+    """Read-only face of one of our tables, so that ``faust tables`` lists it."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError("rows are written by the engine only")
+
+
+class Tables(TableManager):  # type: ignore[misc]  # faust is untyped here
+    """Lists read-only tables without recovering them: recovery, assignor and subscription never see them."""
+
+    def __bool__(self) -> bool:
+        return bool(self._changelogs)
+
+    def add(self, table: Any) -> Any:
+        if not isinstance(table, Rows):
+            return super().add(table)
+        self[table.name] = table
+        return table
+
+    async def _update_channels(self) -> None:
+        ours = {name: self.pop(name) for name in [n for n, table in self.items() if isinstance(table, Rows)]}
+        try:
+            await super()._update_channels()
+        finally:
+            self.update(ours)
+
+
+class Boot(BootStrategy):  # type: ignore[misc]  # faust is untyped here
+    """The engine starts before the consumer and stops after it."""
+
+    def kafka_consumer(self) -> Iterable[Any]:
+        return [self.app.engine, *super().kafka_consumer()]
+
+
+class App(faust.App):  # type: ignore[misc]  # faust is untyped here
+    """A Faust app with an engine.
+
+    Attributes:
+        engine: set before the worker starts.
+        kafka_security: keyword arguments of aiokafka clients.
+    """
+
+    BootStrategy = Boot
+    engine: Any = None
+    kafka_security: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+
+    def on_webserver_init(self, web: Any) -> None:
+        """Our routes in place of Faust's pages."""
+        super().on_webserver_init(web)
+        if self.install_routes is not None:
+            self.install_routes(web.web_app)
+
+    install_routes: Any = None
+
+    def without_faust_pages(self) -> None:
+        """Faust's own pages (router, tables, statistics) are not served: they know no tenants."""
+        self.web.blueprints = BlueprintManager([])

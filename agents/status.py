@@ -1,0 +1,159 @@
+"""What a worker says of itself: /status, /metrics, /openapi.json."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from tables.fold import View
+from tables.partition import COUNTERS, Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from .core import Shard
+
+NAMES = ("folded", "duplicate", "dead_lettered", "late", "expired", "overflow")
+
+
+def counters(shard: Shard) -> Counters:
+    """A partition's counters as this worker knows them."""
+    row = shard.partition.spaces[COUNTERS.index].get("", {}).get(())
+    return Counters() if row is None else COUNTERS.load(row)
+
+
+def counts(shards: Iterable[Shard]) -> dict[str, Any]:
+    """Sums over partitions; in = folded + duplicate + dead_lettered, always."""
+    total: dict[str, Any] = dict.fromkeys(("in", *NAMES), 0)
+    reasons: dict[str, int] = {}
+    skipped: dict[str, int] = {}
+    types: dict[str, int] = {}
+    for shard in shards:
+        state = counters(shard)
+        for name in NAMES:
+            total[name] += getattr(state, name)
+        for mine, theirs in ((reasons, state.reasons), (skipped, state.skipped), (types, state.types)):
+            for name, n in theirs.items():
+                mine[name] = mine.get(name, 0) + n
+    total["in"] = total["folded"] + total["duplicate"] + total["dead_lettered"]
+    return {**total, "reasons": reasons, "skipped": skipped, "types": types}
+
+
+def status(engine: Any, settings: Any) -> dict[str, Any]:
+    """Body of /status."""
+    shards: Sequence[Shard] = list(engine.core.shards.values())
+    partitions = []
+    for shard in shards:
+        one = counts([shard])
+        partitions.append({
+            "topic": engine.config.prefix + shard.partition.topic, "partition": shard.partition.number, "owner": shard.owned, "ready": shard.ready,
+            "absorbed": engine.absorbed(shard), "end": engine.ends.get((shard.partition.topic, shard.partition.number)),
+            "lag": engine.lag(shard), "committed": shard.committed, "safe": shard.safe, "stale_rows": shard.n_stale, "repaired_rows": shard.n_repaired,
+            "refused_chunks": shard.n_refused, **{name: one[name] for name in ("in", *NAMES)},
+        })
+    tables = []
+    for table in engine.schema.tables:
+        rows = [row for shard in shards for space in shard.partition.spaces[table.index].values() for row in space.values()]
+        sample = rows[:: max(1, len(rows) // 200)]
+        size = sum(len(table.dump(row)) for row in sample)
+        tables.append({"name": table.wire, "keys": len(rows), "bytes": round(size * len(rows) / len(sample)) if sample else 0})
+    return {
+        "app_id": engine.config.app_id, "ready": engine.ready, "uptime_s": round(time.time() - engine.started_at, 3), "restored_s": engine.restored_s,
+        "counts": counts(shards), "partitions": partitions, "tables": tables, "lag": sum(p["lag"] for p in partitions), "engine": dict(engine.n),
+        "alerts": {"messages": engine.board.n_messages, "open": sum(e.open for e in engine.board.entries.values())},
+        "settings": [{"name": name, "value": value, "from": origin} for name, value, origin, _ in settings.describe()] if settings is not None else [],
+    }
+
+
+class _Worker(Collector):
+    def __init__(self, engine: Any, routes: Any) -> None:
+        self.engine = engine
+        self.routes = routes
+
+    def collect(self) -> Iterable[Metric]:
+        engine = self.engine
+        shards = list(engine.core.shards.values())
+        records = CounterMetricFamily("pulsefold_records", "Records absorbed, by outcome.", labels=["topic", "outcome"])
+        lag = GaugeMetricFamily("pulsefold_lag_records", "Records on the log not yet absorbed here.", labels=["topic", "partition"])
+        topics: dict[str, list[Shard]] = {}
+        for shard in shards:
+            topics.setdefault(shard.partition.topic, []).append(shard)
+            lag.add_metric([shard.partition.topic, str(shard.partition.number)], engine.lag(shard))
+        for topic, mine in topics.items():
+            sums = counts(mine)
+            for name in NAMES:
+                records.add_metric([topic, name], sums[name])
+        yield records
+        yield lag
+        keys = GaugeMetricFamily("pulsefold_table_keys", "Rows of a table over all partitions.", labels=["table"])
+        for table in engine.schema.tables:
+            keys.add_metric([table.name], sum(len(space) for s in shards for space in s.partition.spaces[table.index].values()))
+        yield keys
+        yield GaugeMetricFamily("pulsefold_ready", "1 once the tables are restored.", value=int(engine.ready))
+        yield GaugeMetricFamily("pulsefold_owned_partitions", "Partitions this worker folds.", value=sum(s.owned for s in shards))
+        undurable = sum(s.next - (s.safe or 0) for s in shards if s.ready)
+        yield GaugeMetricFamily("pulsefold_undurable_records", "Records folded whose rows are not acknowledged yet.", value=undurable)
+        yield CounterMetricFamily("pulsefold_stale_rows", "Rows appended after a newer one of their key.", value=sum(s.n_stale for s in shards))
+        yield CounterMetricFamily("pulsefold_repaired_rows", "Rows written again for that.", value=sum(s.n_repaired for s in shards))
+        yield CounterMetricFamily("pulsefold_refused_chunks", "Chunks that did not continue where folding stopped.", value=sum(s.n_refused for s in shards))
+        for name, n in engine.n.items():
+            yield CounterMetricFamily(f"pulsefold_engine_{name}", f"Engine: {name.replace('_', ' ')}.", value=n)
+        yield CounterMetricFamily("pulsefold_alert_messages", "Alert messages read.", value=engine.board.n_messages)
+        yield GaugeMetricFamily("pulsefold_open_alerts", "Alerts that stand.", value=sum(e.open for e in engine.board.entries.values()))
+        requests = CounterMetricFamily("pulsefold_http_requests", "Requests answered.", labels=["route", "status"])
+        for (route, code), n in self.routes.n_requests.items():
+            requests.add_metric([route, str(code)], n)
+        yield requests
+        seconds = CounterMetricFamily("pulsefold_http_request_seconds", "Time spent answering.", labels=["route"])
+        for route, spent in self.routes.seconds.items():
+            seconds.add_metric([route], spent)
+        yield seconds
+
+
+def prometheus(engine: Any, routes: Any) -> bytes:
+    """Body of /metrics."""
+    registry = CollectorRegistry()
+    registry.register(_Worker(engine, routes))
+    return generate_latest(registry)
+
+
+def openapi(views: Sequence[View]) -> dict[str, Any]:
+    """OpenAPI 3.1 of the views and of POST /events."""
+    paths: dict[str, Any] = {}
+    error = {"description": "Problem details (RFC 9457)", "content": {"application/problem+json": {"schema": {"type": "object"}}}}
+    bad = {code: error for code in ("400", "401", "403", "404")}
+    for view in views:
+        properties = msgspec.json.schema_components([view.params])[1][view.params.__name__]["properties"]
+        required = [field.encode_name for field in msgspec.structs.fields(view.params) if field.required]
+        params = [
+            {"name": name, "in": "path" if "{" + name + "}" in view.path else "query", "required": "{" + name + "}" in view.path or name in required, "schema": schema}
+            for name, schema in properties.items()
+        ]
+        ok = {"description": view.summary, "content": {"application/json": {"schema": {"type": "object"}}}}
+        paths["/api/v1" + view.path] = {"get": {"summary": view.summary, "parameters": params, "responses": {"200": ok, **bad}}}
+    plain = {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}, **bad}
+    alert_params = [
+        {"name": name, "in": "query", "required": False, "schema": {"type": kind}} for name, kind in
+        (("state", "string"), ("rule", "string"), ("since", "string"), ("limit", "integer"), ("cursor", "string"))
+    ]
+    paths["/api/v1/alerts"] = {"get": {"summary": "Alerts by their newest message", "parameters": alert_params, "responses": plain}}
+    paths["/api/v1/status"] = {"get": {"summary": "Counts, lag, tables, settings", "responses": plain}}
+    event = {"type": "object", "required": ["id", "type", "data"]}
+    paths["/api/v1/events"] = {"post": {
+        "summary": "One CloudEvent, or a batch",
+        "requestBody": {"required": True, "content": {
+            "application/cloudevents+json": {"schema": event}, "application/cloudevents-batch+json": {"schema": {"type": "array", "items": event}},
+        }},
+        "responses": {**plain, "413": error, "415": error, "503": error},
+    }}
+    return {
+        "openapi": "3.1.0", "info": {"title": "pulsefold", "version": "1"}, "paths": paths,
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}, "security": [{"token": []}, {}],
+    }

@@ -1,0 +1,49 @@
+"""Bytes that workers publish: derived events, alerts, dead letters' headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def time_text(time_us: int) -> str:
+    """RFC 3339 in UTC with microseconds and ``Z``."""
+    return (_EPOCH + timedelta(microseconds=time_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def event_bytes(
+    *, type: str, id: str, source: str, time_us: int, tenant: str, data: msgspec.Struct | Mapping[str, Any], derivedfrom: str | None = None
+) -> bytes:
+    """A CloudEvents 1.0 record.
+
+    Args:
+        time_us: event time, microseconds since the epoch.
+        derivedfrom: id of the event that caused this one.
+    """
+    body: dict[str, Any] = {"specversion": "1.0", "id": id, "source": source, "type": type, "time": time_text(time_us), "tenant": tenant}
+    if derivedfrom is not None:
+        body["derivedfrom"] = derivedfrom
+    body["data"] = data
+    return msgspec.json.encode(body)
+
+
+def dead_letter_headers(reason: str, error: str, topic: str, partition: int, offset: int, timestamp_ms: int) -> list[tuple[str, bytes]]:
+    """Kafka headers of a dead letter (contract §2).
+
+    Args:
+        topic: without prefix.
+        timestamp_ms: Kafka timestamp of the record.
+    """
+    return [
+        ("reason", reason.encode()),
+        ("error", error.encode("utf-8", "replace")),
+        ("topic", topic.encode()),
+        ("partition", str(partition).encode()),
+        ("offset", str(offset).encode()),
+        ("time", time_text(timestamp_ms * 1000).encode()),
+    ]

@@ -1,0 +1,49 @@
+"""Every topic: name, partitions and what the broker must keep of it (contract §1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOURCE_TOPICS = ("forecasts", "training", "costs", "judgments")
+MIN_LAG_MS = 3_600_000
+"""Smallest compaction lag of a changelog that the repair of stale rows is safe with: one hour."""
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """A topic as it must be.
+
+    Attributes:
+        name: in full, with prefix.
+        config: of the broker; only these are checked.
+    """
+
+    name: str
+    partitions: int
+    replication: int
+    config: dict[str, str]
+
+
+def changelog_name(prefix: str, app_id: str, topic: str) -> str:
+    """Full name of the changelog of a source topic."""
+    return f"{prefix}{app_id}-{topic}-changelog"
+
+
+def topic_specs(
+    prefix: str, app_id: str, partitions: int, *, retention_days: float | None = None, changelog_lag_ms: int = DAY_MS, replication: int = 1
+) -> list[TopicSpec]:
+    """All topics of a deployment."""
+    keep = "-1" if retention_days is None else str(int(retention_days * DAY_MS))
+    source = {"cleanup.policy": "delete", "retention.ms": keep, "max.message.bytes": str(4 << 20)}
+    compacted = {"cleanup.policy": "compact"}
+    return [
+        *(TopicSpec(prefix + name, partitions, replication, source) for name in SOURCE_TOPICS),
+        TopicSpec(prefix + "alerts", 1, replication, compacted),
+        TopicSpec(prefix + "dead-letters", 1, replication, {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "max.message.bytes": str(5 << 20)}),
+        TopicSpec(prefix + "scores", 1, replication, compacted),
+        *(
+            TopicSpec(changelog_name(prefix, app_id, name), partitions, replication, {**compacted, "min.compaction.lag.ms": str(changelog_lag_ms)})
+            for name in SOURCE_TOPICS
+        ),
+    ]

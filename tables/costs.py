@@ -1,0 +1,304 @@
+"""Costs: exact sums by scope and day, and budgets judged after every record.
+
+A tenant's records all have one home partition, so budgets are judged in the log's order. One record, step by step:
+
+  1. it may begin a later day: what is open for the day (and month) before is resolved, in every scope of the tenant;
+  2. its amount enters the ledger of each scope it names, which judges the cumulative and the total budget;
+  3. and the month's row of that scope, which judges the daily and the monthly one; an ended day is judged as late.
+
+Each row judges what it sums and reads up the ranks only (see `ledgers`). A scope exists once it has a ledger; their number
+never falls, so what was beyond the bound once stays beyond it, on every replay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streams.events import BudgetSet, ClockTicked, CostIncurred, CostRefunded
+
+from .alerting import LEVELS
+from .budgets import TENANT, Budget, Budgets, CostSettings, Limits, end, judge, judge_late, level_of, rising
+from .cost_views import cost_views
+from .fold import Absorbed, Fold, Refused
+from .ledgers import EPOCH_DAY, SLOTS, CostTables, Day, Ledger, Month, Sums, day_name, month_name, month_of, month_start, slot, sum_from
+from .money import micro_usd, priced
+from .times import DAY_US, to_us
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streams.events import Event
+
+    from .partition import Partition
+
+Ended = dict[str, Month]
+"""Months' rows that the period's end has opened for this record already, by scope (a row can be opened once a record)."""
+
+
+class Costs(Fold):
+    """Cost ledgers and budgets of the topic ``costs``.
+
+    Args:
+        settings: prices, default budgets, bounds.
+    """
+
+    topics = ("costs",)
+
+    def __init__(self, settings: CostSettings | None = None) -> None:
+        self.settings = settings or CostSettings()
+        self.kept = kept = CostTables(self.settings)
+        self.tables = (kept.ledgers, kept.months, kept.budgets, kept.today)
+        self.handlers = {CostIncurred: self._incurred, CostRefunded: self._refunded, BudgetSet: self._budget_set, ClockTicked: self._ticked}
+        self.views = cost_views(kept)
+
+    # ---- events
+
+    def _incurred(self, event: Event, p: Partition) -> None:
+        data: CostIncurred = event.data  # type: ignore[assignment]  # dispatched by type
+        calls, tokens = data.api_calls, data.token_usage
+        if data.cost is not None:
+            sums = Sums(micro=micro_usd(data.cost), events=1, api_calls=calls, token_usage=tokens)
+        else:
+            prices = self.settings
+            micro = priced(tokens, prices.usd_per_token) if tokens else priced(calls, prices.usd_per_call)
+            sums = Sums(micro=micro, estimated=micro, events=1, estimated_events=1, api_calls=calls, token_usage=tokens)
+        self._enter(event, p, _scopes(data), sums)
+
+    def _refunded(self, event: Event, p: Partition) -> None:
+        data: CostRefunded = event.data  # type: ignore[assignment]  # dispatched by type
+        micro = micro_usd(data.cost)
+        self._enter(event, p, _scopes(data), Sums(micro=-micro, refunded=micro, refunds=1))
+
+    def _ticked(self, event: Event, p: Partition) -> None:
+        data: ClockTicked = event.data  # type: ignore[assignment]  # dispatched by type
+        if p.topic in self.topics and p.read(self.kept.today, event.tenant, ()) is not None:
+            self._reach(event, p, max(p.time_us, to_us(data.until)) // DAY_US)
+
+    def _budget_set(self, event: Event, p: Partition) -> None:
+        data: BudgetSet = event.data  # type: ignore[assignment]  # dispatched by type
+        scope, kind = data.scope, data.period
+        limits = sorted((LEVELS.index(limit.level), micro_usd(limit.at)) for limit in data.limits)
+        if not rising(limits):
+            raise Refused("invalid_field", "limits: must rise with the level, each level once")
+        if not self._admits(p, event.tenant, scope):
+            raise Refused("too_many_scopes", "scope: this tenant has as many scopes as max_cost_scopes allows")
+        starts = data.starts.toordinal() - EPOCH_DAY if data.starts is not None and kind == "cumulative" and limits else None
+        ledger = p.open(self.kept.ledgers, event.tenant, (scope,))  # every budget has a ledger
+        since = 0 if ledger is None or starts is None else self._sum_since(p, event.tenant, scope, ledger, starts)
+        today, ended = self._reach(event, p, p.time_us // DAY_US)
+        if ledger is not None and kind in ("cumulative", "total"):
+            self._set_on_ledger(event, p, kind, scope, ledger, limits, starts, since)
+        if kind in ("daily", "monthly"):
+            self._set_on_month(event, p, kind, scope, limits, today, ended)
+        budgets = p.open(self.kept.budgets, event.tenant, (scope,))
+        if budgets is not None:
+            budgets.periods[kind] = Budget(limits=limits, starts=starts, set_by=event.id, set_us=p.time_us)
+
+    # ---- steps
+
+    def _reach(self, event: Event, p: Partition, day: int) -> tuple[int, Ended]:
+        """End the periods before `day`; returns the tenant's latest day and the rows that were opened for it."""
+        kept, tenant = self.kept, event.tenant
+        ended: Ended = {}
+        known = p.read(kept.today, tenant, ())
+        if known is not None and day <= known.day:
+            return known.day, ended
+        if known is not None:
+            month = month_of(known.day)
+            first = month_start(month)
+            over = month_of(day) != month
+            scopes = [TENANT, *(key[0] for key in p.keys(kept.budgets, tenant) if key[0] != TENANT)]
+            for scope in scopes:
+                seen = self._peek_month(p, tenant, scope, month)
+                if seen is None or seen.month != month:
+                    continue
+                last = seen.days.get(known.day - first + 1)
+                if not (last is not None and last.level) and not (over and seen.level):
+                    continue
+                row = p.open(kept.months, tenant, (scope, slot(month)))
+                if row is None:
+                    continue
+                ended[scope] = row
+                set_ones = p.read(kept.budgets, tenant, (scope,))
+                if last is not None and last.level:
+                    limits = kept.limits(scope, set_ones, "daily")
+                    end(p, event, scope=scope, kind="daily", period=day_name(known.day), limits=limits, micro=last.micro, level=last.level)
+                    last.level = 0
+                if over and row.level:
+                    limits = kept.limits(scope, set_ones, "monthly")
+                    end(p, event, scope=scope, kind="monthly", period=month_name(month), limits=limits, micro=row.micro, level=row.level)
+                    row.level = 0
+        today = p.open(kept.today, tenant, ())
+        if today is not None:
+            today.day = day
+        return day, ended
+
+    def _enter(self, event: Event, p: Partition, scopes: Iterator[str], sums: Sums) -> None:
+        """Add a record's amount to every scope it names."""
+        kept, tenant = self.kept, event.tenant
+        day = p.time_us // DAY_US
+        today, ended = self._reach(event, p, day)
+        overflow = False
+        for scope in scopes:
+            if scope != TENANT and not self._admits(p, tenant, scope):
+                overflow = True
+                continue
+            ledger = p.open(kept.ledgers, tenant, (scope,))
+            month = None
+            if day >= kept.horizon(scope, today):
+                month = self._open_month(p, tenant, scope, month_of(day), ended)
+            elif scope == TENANT:
+                p.count_as(expired=1)
+            if ledger is None and month is None:
+                continue
+            set_ones = p.read(kept.budgets, tenant, (scope,))
+            if ledger is not None:
+                self._enter_ledger(event, p, ledger, scope, set_ones, sums, day)
+            if month is not None:
+                self._enter_month(event, p, month, scope, set_ones, sums, day, today)
+        if overflow:
+            p.count_as(overflow=1)
+
+    def _enter_ledger(
+        self, event: Event, p: Partition, ledger: Ledger, scope: str, set_ones: Budgets | None, sums: Sums, day: int
+    ) -> None:
+        ledger.add(sums)
+        time_us = p.time_us
+        if ledger.first_us is None or time_us < ledger.first_us:
+            ledger.first_us = time_us
+        if ledger.last_us is None or time_us > ledger.last_us:
+            ledger.last_us = time_us
+        if ledger.starts is not None and day >= ledger.starts:
+            ledger.since += sums.micro
+        limits = self.kept.limits(scope, set_ones, "cumulative")
+        ledger.cumulative_level = judge(
+            p, event, scope=scope, kind="cumulative", period=ledger.period, limits=limits, micro=ledger.cumulative,
+            level=ledger.cumulative_level,
+        )
+        limits = self.kept.limits(scope, set_ones, "total")
+        ledger.total_level = judge(
+            p, event, scope=scope, kind="total", period="all", limits=limits, micro=ledger.micro, level=ledger.total_level
+        )
+
+    def _enter_month(
+        self, event: Event, p: Partition, row: Month, scope: str, set_ones: Budgets | None, sums: Sums, day: int, today: int
+    ) -> None:
+        kept, month = self.kept, row.month
+        row.prune(kept.horizon(scope, today))
+        number = day - month_start(month) + 1
+        entry = row.days.get(number)
+        if entry is None:
+            entry = row.days[number] = Day()
+        entry.add(sums)
+        limits = kept.limits(scope, set_ones, "daily")
+        name = day_name(day)
+        if day == today:
+            entry.level = judge(p, event, scope=scope, kind="daily", period=name, limits=limits, micro=entry.micro, level=entry.level)
+            entry.told = max(entry.told, entry.level)
+        else:
+            entry.told = judge_late(p, event, scope=scope, kind="daily", period=name, limits=limits, micro=entry.micro, told=entry.told)
+        limits = kept.limits(scope, set_ones, "monthly")
+        if not limits:
+            return
+        name = month_name(month)
+        if month == month_of(today):
+            row.level = judge(p, event, scope=scope, kind="monthly", period=name, limits=limits, micro=row.micro, level=row.level)
+            row.told = max(row.told, row.level)
+        else:
+            row.told = judge_late(p, event, scope=scope, kind="monthly", period=name, limits=limits, micro=row.micro, told=row.told)
+
+    def _sum_since(self, p: Partition, tenant: str, scope: str, ledger: Ledger, starts: int) -> int:
+        """Sum of the days from `starts` on, micro-USD; the months' rows are read before this record opens any."""
+        if ledger.first_us is None:
+            return 0
+        if starts <= ledger.first_us // DAY_US:  # then the ledger knows it, even of days that are kept no longer
+            return ledger.micro
+        months = (p.read(self.kept.months, tenant, (scope, str(number))) for number in range(SLOTS))
+        return sum_from((month for month in months if month is not None), starts)
+
+    def _set_on_ledger(
+        self, event: Event, p: Partition, kind: str, scope: str, ledger: Ledger, limits: Limits, starts: int | None, since: int
+    ) -> None:
+        """Let new limits (and a new beginning) of the cumulative or total budget take effect."""
+        old = self.kept.limits(scope, p.read(self.kept.budgets, event.tenant, (scope,)), kind)
+        if kind == "cumulative":
+            level, sum_before, period = ledger.cumulative_level, ledger.cumulative, ledger.period
+            if not limits or ledger.starts != starts:
+                reason = "period_ended" if limits else "budget_removed"
+                end(p, event, scope=scope, kind=kind, period=period, limits=old, micro=sum_before, level=level, reason=reason)
+                level = 0
+            ledger.starts, ledger.since = starts, since
+            ledger.cumulative_level = judge(
+                p, event, scope=scope, kind=kind, period=ledger.period, limits=limits, micro=ledger.cumulative, level=level
+            )
+        else:
+            level = ledger.total_level
+            if not limits:
+                end(p, event, scope=scope, kind=kind, period="all", limits=old, micro=ledger.micro, level=level, reason="budget_removed")
+                level = 0
+            ledger.total_level = judge(p, event, scope=scope, kind=kind, period="all", limits=limits, micro=ledger.micro, level=level)
+
+    def _set_on_month(
+        self, event: Event, p: Partition, kind: str, scope: str, limits: Limits, today: int, ended: Ended
+    ) -> None:
+        """Judge the running day or month at once against new limits."""
+        month = month_of(today)
+        seen = ended.get(scope) or self._peek_month(p, event.tenant, scope, month)
+        now = seen if seen is not None and seen.month == month else Month(month)
+        number = today - month_start(month) + 1
+        entry = now.days.get(number) or Day()
+        micro, level = (entry.micro, entry.level) if kind == "daily" else (now.micro, now.level)
+        if level_of(limits, micro) == level:
+            return
+        row = self._open_month(p, event.tenant, scope, month, ended)
+        if row is None:
+            return
+        old = self.kept.limits(scope, p.read(self.kept.budgets, event.tenant, (scope,)), kind)
+        period = day_name(today) if kind == "daily" else month_name(month)
+        if not limits:
+            end(p, event, scope=scope, kind=kind, period=period, limits=old, micro=micro, level=level, reason="budget_removed")
+            level = 0
+        level = judge(p, event, scope=scope, kind=kind, period=period, limits=limits, micro=micro, level=level)
+        if kind == "daily":
+            entry = row.days.setdefault(number, entry)
+            entry.level = level
+            entry.told = max(entry.told, level)
+        else:
+            row.level = level
+            row.told = max(row.told, level)
+
+    def _peek_month(self, p: Partition, tenant: str, scope: str, month: int) -> Month | None:
+        """A month's row to decide whether to open it; None where there is none or it has absorbed this record before."""
+        try:
+            return p.read(self.kept.months, tenant, (scope, slot(month)))
+        except Absorbed:
+            return None  # this row only: other months' rows of the same flush may be behind
+
+    def _open_month(self, p: Partition, tenant: str, scope: str, month: int, ended: Ended) -> Month | None:
+        """A month's row to change, unless it has absorbed this record before."""
+        opened = ended.get(scope)
+        row = opened if opened is not None and slot(opened.month) == slot(month) else p.open(self.kept.months, tenant, (scope, slot(month)))
+        if row is not None and row.month != month:
+            row.begin(month)
+        return row
+
+    def _admits(self, p: Partition, tenant: str, scope: str) -> bool:
+        """Whether the scope has a ledger or there is room for one."""
+        ledgers = p.space(self.kept.ledgers, tenant)
+        named = len(ledgers) - ((TENANT,) in ledgers)
+        return scope == TENANT or (scope,) in ledgers or named < self.settings.max_cost_scopes
+
+
+def _scopes(data: CostIncurred | CostRefunded) -> Iterator[str]:
+    """Scopes that a cost or refund belongs to: the tenant first, each once."""
+    yield TENANT
+    if data.model is not None:
+        yield "model:" + data.model
+    if data.run is not None:
+        yield "run:" + data.run
+    if data.agent is not None:
+        yield "agent:" + data.agent
+    if data.tags:
+        for tag in dict.fromkeys(data.tags):
+            yield "tag:" + tag
+

@@ -1,0 +1,197 @@
+"""What a table's author writes: a `Fold` and its `View`s.
+
+A fold names the tables it keeps and a handler an event type. A handler gets the event and the `Partition` it was read
+from (``p.offset``, ``p.time_us``), opens the rows it changes and assigns to their state:
+
+    def observed(self, e, p):
+        state = p.open(self.rows, e.tenant, (kind, id))
+        if state is None:          # this record is already in the row (redelivery after a crash)
+            return
+        ...                        # compute first, assign last
+
+Laws (the conformance suite checks them for every fold): replay gives the same rows; redelivery changes nothing; the
+outcome depends on the log's prefix alone; a partition's rows never read another partition's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from .rows import S, Table
+
+if TYPE_CHECKING:
+    from streams.events import Event
+
+    from .partition import Partition
+
+Handler = Callable[["Event", "Partition"], None]
+"""Absorbs one event. May raise `Refused` before it has changed anything; any other exception is a bug and stops the worker."""
+
+
+class Refused(Exception):
+    """The event is well-formed but cannot be absorbed here: it becomes a dead letter.
+
+    Args:
+        reason: short code of contract §2, such as ``goal_conflict``.
+        error: one sentence naming the field.
+    """
+
+    def __init__(self, reason: str, error: str) -> None:
+        super().__init__(error)
+        self.reason = reason
+        self.error = error
+
+
+class Absorbed(Exception):
+    """Raised by `Partition.read` during a refold: what is read, and so all that depends on it, has this record already.
+
+    A handler lets it pass, or opens the row that depends on the read one first and reads only where that is not None.
+    """
+
+
+class Fold:
+    """Base of all folds.
+
+    Attributes:
+        tables: what it keeps, each with its rank (readers before what they read).
+        handlers: data type of an event -> handler.
+        views: HTTP views of these tables.
+        rules: alert rules that look at several partitions (ordered rules live in the handlers).
+        topics: source topics (without prefix) whose partitions keep these tables.
+    """
+
+    tables: Sequence[Table[Any]] = ()
+    handlers: Mapping[type[msgspec.Struct], Handler] = {}
+    views: Sequence[View] = ()
+    rules: Sequence[MergedRule] = ()
+    topics: tuple[str, ...] = ()
+
+
+class NotFound(LookupError):
+    """Asked for something nobody recorded: 404, with `members` in its body."""
+
+    def __init__(self, detail: str, **members: object) -> None:
+        super().__init__(detail)
+        self.members = members
+
+
+class BadParameter(ValueError):
+    """A request parameter is unusable: 400 naming it."""
+
+    def __init__(self, parameter: str, detail: str) -> None:
+        super().__init__(detail)
+        self.parameter = parameter
+
+
+class Reader(Protocol):
+    """What a view may read: one tenant's rows over all partitions.
+
+    Attributes:
+        tenant: every read is bound to it.
+        now_us: the server's clock, microseconds since the epoch (UTC); the default of ``at``.
+        topics: topics that were read so far; feeds ``as_of`` and ``lag`` of the answer.
+    """
+
+    tenant: str
+    now_us: int
+
+    def rows(self, table: Table[S], key: tuple[str, ...]) -> list[S]:
+        """States of a key, one a partition that has it, in partition order."""
+        ...
+
+    def placed(self, table: Table[S], key: tuple[str, ...]) -> list[tuple[int, S]]:
+        """As `rows`, each with its partition's number."""
+        ...
+
+    def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
+        """Every key of the tenant with its states, in no particular order."""
+        ...
+
+    def as_of(self) -> int | None:
+        """Greatest event time absorbed in the topics read so far; None before the first event."""
+        ...
+
+
+@dataclass(frozen=True)
+class View:
+    """One HTTP view under ``/api/v1``.
+
+    Args:
+        path: template such as ``/trust/{kind}/{id}``; its names are fields of `params` too.
+        params: frozen struct of path and query parameters, with types, bounds and defaults (lists: comma-separated
+            or repeated in the query; bool: true/false).
+        answer: from reader and parameters to the JSON body. Raises `NotFound`, `BadParameter`.
+        topics: source topics (without prefix) that feed it.
+        summary: one line for the API's description.
+    """
+
+    path: str
+    params: type[msgspec.Struct]
+    answer: Callable[[Reader, Any], dict[str, Any]]
+    topics: tuple[str, ...]
+    summary: str
+
+
+def page(items: Sequence[Any], limit: int, cursor: str | None, name: Callable[[Any], str]) -> tuple[list[Any], str | None]:
+    """One page of a sorted list; the cursor is the name of the last item shown, so it is stable under new records.
+
+    Args:
+        items: sorted; `name` is unique over them.
+        limit: 1 or more.
+        cursor: from the page before.
+    """
+    start = 0
+    if cursor is not None:
+        at = next((i for i, item in enumerate(items) if name(item) == cursor), None)
+        if at is None:
+            raise BadParameter("cursor", "the cursor is not of this list; start again without it")
+        start = at + 1
+    shown = list(items[start : start + limit])
+    return shown, name(shown[-1]) if shown and start + limit < len(items) else None
+
+
+def names(values: Iterable[str]) -> list[str]:
+    """Comma-separated and repeated values as one list."""
+    return [name for value in values for name in value.split(",") if name]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a subject stands with a merged rule: read back from the alerts topic."""
+
+    level: str = "ok"
+    period: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a merged rule finds now: `level` of ``tables.alerting.LEVELS`` (equal to the standing one: nothing is told)."""
+
+    level: str
+    value: float | None
+    threshold: float | None
+    message: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class MergedRule:
+    """An alert rule over partials of several partitions, judged by the follower when something changed.
+
+    Args:
+        name: such as ``drift.variable``.
+        topic: its source topic (without prefix); the owner of partition crc32(subject) mod P of it publishes.
+        table: whose changed rows make a subject due.
+        subject: row key -> subject (parts joined as record keys are).
+        judge: (reader of the tenant, row key, standing) -> verdict; None = leave it as it stands.
+    """
+
+    name: str
+    topic: str
+    table: Table[Any]
+    subject: Callable[[tuple[str, ...]], str]
+    judge: Callable[[Reader, tuple[str, ...], Standing], Verdict | None]

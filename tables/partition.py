@@ -1,0 +1,372 @@
+"""One source partition folded into rows: the deterministic heart, without any I/O.
+
+The rules this file keeps:
+  * a record changes a row only if its offset is above the row's ``applied``, so redelivery after a crash changes nothing;
+  * every record is exactly one of folded, duplicate, dead-lettered, and is counted once;
+  * rows leave in rank order, **readers before what they read**: counters (which read every outcome) first, the ids of the
+    dedupe window (which every row reads) last. A crash leaves a prefix of that order in the changelog, so a reader is
+    ahead of its source, never behind.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from streams.codec import InvalidEvent, decode
+from streams.derive import dead_letter_headers
+
+from .dedupe import IDS, Window
+from .fold import Absorbed, Fold, Refused
+from .rows import Row, S, Table, wire_key
+from .times import to_us
+
+if TYPE_CHECKING:
+    from streams.events import Event
+
+HEAD = struct.Struct(">qI")
+"""Head of a changelog value: ``applied``, then the identity of the source topic."""
+
+
+class Record(Protocol):
+    """What is read of a Kafka record; aiokafka's ``ConsumerRecord`` is one."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+@dataclass(slots=True)
+class Output:
+    """A record to publish before the rows that follow from the same event.
+
+    Attributes:
+        topic: without prefix.
+        partition: explicit, or None for murmur2 of the key.
+        offset: of the record that caused it.
+    """
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    offset: int = -1
+
+
+class Counters(msgspec.Struct, array_like=True):
+    """What became of a partition's records. In = folded + duplicate + dead_lettered, always."""
+
+    folded: int = 0
+    duplicate: int = 0
+    dead_lettered: int = 0
+    late: int = 0
+    expired: int = 0
+    overflow: int = 0
+    reasons: dict[str, int] = {}
+    """Dead letters by reason."""
+    skipped: dict[str, int] = {}
+    """Folded records that changed no table, by reason."""
+    types: dict[str, int] = {}
+    """Folded records by event type."""
+
+
+class Watermark(msgspec.Struct, array_like=True):
+    """Greatest event time of a tenant absorbed in a partition, microseconds since the epoch."""
+
+    time_us: int = -(2**62)
+
+
+def _applied(row: Row) -> int:
+    return row.applied
+
+
+COUNTERS = Table("counters", Counters, rank=0)
+WATERMARK = Table("watermark", Watermark, rank=90)
+
+
+class Schema:
+    """The tables and handlers of all folds, indexed once.
+
+    Args:
+        folds: in the order in which they see an event; one that may refuse a type comes first for it.
+    """
+
+    def __init__(self, folds: Sequence[Fold]) -> None:
+        self.folds = list(folds)
+        self.tables: list[Table[Any]] = [COUNTERS, *(t for f in folds for t in f.tables), WATERMARK, IDS]
+        self.by_wire: dict[str, Table[Any]] = {}
+        for index, table in enumerate(self.tables):
+            if table.wire in self.by_wire:
+                raise ValueError(f"two tables are named {table.wire}")
+            table.index = index
+            self.by_wire[table.wire] = table
+        self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
+        self.handlers: dict[type[msgspec.Struct], list[Callable[[Event, Partition], None]]] = {}
+        for fold in folds:
+            for data, handler in fold.handlers.items():
+                self.handlers.setdefault(data, []).append(handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of absorbing that are settings.
+
+    Attributes:
+        max_future_us: how far an event's time may lie after the record's Kafka timestamp.
+        dedupe_window: offsets within which a repeated id is a duplicate; a multiple of 64.
+    """
+
+    max_future_us: int = 3_600_000_000
+    dedupe_window: int = 65_536
+
+
+class Partition:
+    """All rows of one source partition, and the means to absorb its records.
+
+    Args:
+        topic: source topic without prefix.
+        number: the partition.
+        schema: tables and handlers.
+        count: number of partitions of the topic.
+        identity: 32 bits that stand for the source topic's Kafka topic id; 0 if the broker has none.
+        source: ``source`` of the events put out, ``pulsefold/APP_ID``.
+
+    Attributes:
+        offset, time_us: of the record being absorbed; read by folds.
+        next: the offset expected next.
+        outputs: records to publish, in order.
+        dirty: changed rows, a set a table.
+    """
+
+    def __init__(
+        self, topic: str, number: int, schema: Schema, *, count: int = 1, identity: int = 0, source: str = "pulsefold/pulsefold",
+        bounds: Bounds | None = None,
+    ) -> None:
+        self.topic = topic
+        self.number = number
+        self.schema = schema
+        self.count = count
+        self.identity = identity
+        self.source = source
+        self.bounds = bounds or Bounds()
+        self.spaces: list[dict[str, dict[tuple[str, ...], Row]]] = [{} for _ in schema.tables]
+        self.dirty: list[set[Row]] = [set() for _ in schema.tables]
+        self.outputs: list[Output] = []
+        self.offset = -1
+        self.time_us = 0
+        self.next = 0
+        self.window = Window(self)
+        self._counting = True
+
+    # ---- rows
+
+    def space(self, table: Table[Any], tenant: str) -> dict[tuple[str, ...], Row]:
+        """Rows of a tenant in a table."""
+        space = self.spaces[table.index].get(tenant)
+        if space is None:
+            space = self.spaces[table.index][tenant] = {}
+        return space
+
+    def open(self, table: Table[S], tenant: str, key: tuple[str, ...]) -> S | None:
+        """State to change by the current record, or None where the row has already absorbed it."""
+        spaces = self.spaces[table.index]
+        space = spaces.get(tenant)
+        if space is None:
+            space = spaces[tenant] = {}
+        row = space.get(key)
+        offset = self.offset
+        if row is None:
+            row = space[key] = Row(tenant, key, offset, -1, table.fresh())
+        elif offset <= row.applied:
+            return None
+        else:
+            row.applied = offset
+        self.dirty[table.index].add(row)
+        state = row.state
+        return table.load(row) if state.__class__ is bytes else state  # type: ignore[return-value]  # rows of this table only
+
+    def read(self, table: Table[S], tenant: str, key: tuple[str, ...]) -> S | None:
+        """State of a row to look at, or None where there is none. It must not be changed.
+
+        Raises:
+            Absorbed: the row is at or beyond the current record (a refold after a crash). Since readers are written before
+                what they read, every row that depends on it has this record: the rest of the handler is passed over.
+        """
+        space = self.spaces[table.index].get(tenant)
+        row = space.get(key) if space is not None else None
+        if row is None:
+            return None
+        if row.applied >= self.offset:
+            raise Absorbed
+        return table.load(row)
+
+    def put(self, table: Table[S], tenant: str, key: tuple[str, ...], state: S) -> None:
+        """Replace a row's state, unless the row has already absorbed the current record."""
+        space = self.space(table, tenant)
+        row = space.get(key)
+        if row is None:
+            row = space[key] = Row(tenant, key, self.offset, -1, state)
+        elif self.offset > row.applied:
+            row.applied = self.offset
+            row.state = state
+        else:
+            return
+        self.dirty[table.index].add(row)
+
+    def keys(self, table: Table[Any], tenant: str) -> list[tuple[str, ...]]:
+        """Keys of a tenant in a table, sorted, so that a command over all of them repeats on replay."""
+        space = self.spaces[table.index].get(tenant)
+        return sorted(space) if space else []
+
+    def watermark(self, tenant: str) -> int | None:
+        """Greatest event time of the tenant absorbed here before the current record."""
+        state = self.read(WATERMARK, tenant, ())
+        return None if state is None else state.time_us
+
+    def count_as(self, **amounts: int) -> None:
+        """Add to the counters ``late``, ``expired``, ``overflow`` of the current record."""
+        if self._counting:
+            counters = self.counters()
+            for name, amount in amounts.items():
+                setattr(counters, name, getattr(counters, name) + amount)
+
+    def skip(self, reason: str) -> None:
+        """The current record is folded but changes no table, for this reason."""
+        if self._counting:
+            skipped = self.counters().skipped
+            skipped[reason] = skipped.get(reason, 0) + 1
+
+    def publish(self, topic: str, key: bytes, value: bytes, partition: int | None = None) -> None:
+        """Put out a record. Its id must be deterministic: a crash may repeat it, never lose it."""
+        self.outputs.append(Output(topic, key, value, partition, [], self.offset))
+
+    # ---- absorbing
+
+    def counters(self) -> Counters:
+        """This partition's counters."""
+        space = self.space(COUNTERS, "")
+        row = space.get(())
+        if row is None:
+            row = space[()] = Row("", (), -1, -1, Counters())
+        return COUNTERS.load(row)
+
+    def restored(self) -> int:
+        """Called on gaining the partition, once its rows are restored; returns the offset to fold next."""
+        self.window.restore()
+        self.next = self.window.done + 1
+        return self.next
+
+    def absorb(self, records: Iterable[Record]) -> int:
+        """Fold records in offset order; returns how many were new to this partition.
+
+        Records at or below the last fully absorbed offset are passed over.
+        """
+        handlers = self.schema.handlers
+        window = self.window
+        counters = self.counters()
+        counters_row = self.spaces[COUNTERS.index][""][()]
+        counted = counters_row.applied
+        types = counters.types
+        watermarks = self.spaces[WATERMARK.index]
+        dirty_watermarks = self.dirty[WATERMARK.index]
+        horizon_us = self.bounds.max_future_us
+        done = max(window.done, self.next - 1)
+        new = 0
+        offset = self.offset
+        for record in records:
+            offset = record.offset
+            if offset <= done:
+                continue
+            self.offset = offset
+            new += 1
+            self._counting = counting = offset > counted
+            raw = record.value
+            try:
+                event = decode(raw)
+            except InvalidEvent as bad:
+                self._dead_letter(record, bad.reason, bad.error)
+                window.pass_over(offset)
+                continue
+            moment = event.time
+            kafka_us = record.timestamp * 1000
+            time_us = kafka_us if moment is None else int(moment.timestamp() * 1e6 + 0.5)
+            self.time_us = time_us
+            data = event.data
+            cls = data.__class__
+            tenant = event.tenant
+            if window.repeated(event, record, offset):
+                if counting:
+                    counters.duplicate += 1
+                continue
+            if time_us > kafka_us + horizon_us:
+                self._dead_letter(record, "time_in_future", "time: more than max_future after the record's Kafka timestamp")
+                continue
+            folds = handlers.get(cls)
+            try:
+                if folds is None:
+                    self.skip("no_table")
+                else:
+                    for handler in folds:
+                        try:
+                            handler(event, self)
+                        except Absorbed:
+                            pass
+            except Refused as refusal:
+                self._dead_letter(record, refusal.reason, refusal.error)
+                continue
+            if counting:
+                counters.folded += 1
+                name = cls.TYPE
+                types[name] = types.get(name, 0) + 1
+            space = watermarks.get(tenant)
+            row = space.get(()) if space is not None else None
+            if row is None:
+                row = self.space(WATERMARK, tenant)[()] = Row(tenant, (), -1, -1, Watermark())
+            if offset > row.applied:
+                state = WATERMARK.load(row)
+                if time_us > state.time_us:
+                    state.time_us = time_us
+                    row.applied = offset
+                    dirty_watermarks.add(row)
+        if new:
+            self.next = offset + 1
+            if offset > counted:
+                counters_row.applied = offset
+                self.dirty[COUNTERS.index].add(counters_row)
+        return new
+
+    def _dead_letter(self, record: Record, reason: str, error: str) -> None:
+        if not self._counting:
+            return
+        counters = self.counters()
+        counters.dead_lettered += 1
+        counters.reasons[reason] = counters.reasons.get(reason, 0) + 1
+        headers = dead_letter_headers(reason, error, self.topic, self.number, record.offset, record.timestamp)
+        self.outputs.append(Output("dead-letters", record.key, record.value, None, [*record.headers, *headers], record.offset))
+
+    # ---- out of the partition
+
+    def drain(self) -> Iterator[tuple[bytes, bytes, Row, int]]:
+        """Changed rows in rank order as (changelog key, value, row, table index); clears the marks."""
+        for index in self.schema.flush_order:
+            rows = self.dirty[index]
+            if not rows:
+                continue
+            self.dirty[index] = set()
+            table = self.schema.tables[index]
+            wire, dump, identity = table.wire, table.dump, self.identity
+            # ids in offset order: a crash must not leave a later segment without the one before it
+            for row in sorted(rows, key=_applied) if table is IDS else rows:
+                yield wire_key(wire, row.tenant, row.key), HEAD.pack(row.applied, identity) + dump(row), row, index

@@ -1,0 +1,63 @@
+"""Reading one tenant's rows over all partitions, as the views do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from .partition import WATERMARK, Partition
+from .rows import S, Table
+
+
+class PartitionReader:
+    """A `tables.fold.Reader` over partitions in memory.
+
+    Args:
+        partitions: topic (without prefix) -> its partitions, in order.
+        homes: table's wire name -> topic whose partitions keep it.
+        tenant: every read is bound to it.
+        now_us: the server's clock, microseconds since the epoch.
+    """
+
+    def __init__(self, partitions: Mapping[str, Sequence[Partition]], homes: Mapping[str, tuple[str, ...]], tenant: str, now_us: int) -> None:
+        self.partitions = partitions
+        self.homes = homes
+        self.tenant = tenant
+        self.now_us = now_us
+        self.topics: set[str] = set()
+
+    def _over(self, table: Table[S]) -> Iterator[Partition]:
+        for topic in self.homes.get(table.wire, tuple(self.partitions)):
+            self.topics.add(topic)
+            yield from self.partitions.get(topic, ())
+
+    def rows(self, table: Table[S], key: tuple[str, ...]) -> list[S]:
+        """States of a key, one a partition that has it, in partition order."""
+        return [state for _, state in self.placed(table, key)]
+
+    def placed(self, table: Table[S], key: tuple[str, ...]) -> list[tuple[int, S]]:
+        """As `rows`, each with its partition's number."""
+        found = []
+        for partition in self._over(table):
+            space = partition.spaces[table.index].get(self.tenant)
+            row = space.get(key) if space is not None else None
+            if row is not None:
+                found.append((partition.number, table.load(row)))
+        return found
+
+    def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
+        """Every key of the tenant with its states."""
+        merged: dict[tuple[str, ...], list[S]] = {}
+        for partition in self._over(table):
+            for key, row in partition.spaces[table.index].get(self.tenant, {}).items():
+                merged.setdefault(key, []).append(table.peek(row))
+        return iter(merged.items())
+
+    def as_of(self) -> int | None:
+        """Greatest event time absorbed in the topics read so far."""
+        times = [
+            WATERMARK.load(row).time_us
+            for topic in self.topics
+            for partition in self.partitions.get(topic, ())
+            if (row := partition.spaces[WATERMARK.index].get(self.tenant, {}).get(())) is not None
+        ]
+        return max(times) if times else None

@@ -1,0 +1,386 @@
+"""Variables as they are asked for: partials merged, scores, ranks, lifetime drift, and the alert on it.
+
+The rules this file keeps: limits are strict and compare rounded figures (4 decimals, 1 - t too), so exactly .25 and .75 are
+not flagged; ranks order what is shown, so that no rounding noise of a float breaks a tie; ``null`` is last either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from streams.keys import encode_key
+
+from .alerting import LEVELS
+from .fold import BadParameter, MergedRule, NotFound, Reader, Standing, Verdict, View, page
+from .moments import Moments
+from .times import rfc3339, rfc3339_or_none
+
+if TYPE_CHECKING:
+    from .variables import Partial, Registration, VariableSettings, VariableTables
+
+Key = tuple[str, ...]
+
+ALERT = "drift.variable"
+ALERT_MIN_COUNT = 20
+"""Forecasts below which `drift.variable` does not open."""
+UPDATES = 100
+"""Performance updates kept of a variable."""
+OK, WARNING = LEVELS[0], LEVELS[2]
+
+RANK_KEYS = (
+    "count", "avg_confidence", "avg_fragility", "avg_alignment", "certified_count", "certified_ratio", "volatility", "trust_weight",
+)  # fmt: skip
+
+
+def rounded(x: float | None) -> float | None:
+    """To 4 decimals; None stays None."""
+    return None if x is None else round(x, 4)
+
+
+class Merged:
+    """One variable over all partitions.
+
+    Args:
+        name: the variable.
+        states: its partials, in partition order; none for a name that is only registered.
+        registration: what is registered of it.
+
+    Attributes:
+        avg_confidence, avg_fragility, avg_alignment, certified_ratio: unrounded; None without what they are a mean of.
+        first: (event time, partition, offset, place in the inputs) of its first sight, for ties; infinite without forecasts.
+        first_us, last_us: least and greatest event time, microseconds; None without forecasts.
+        value, last_value: sums of its values; the value of the last event.
+        outside: values beyond the registered limits; at least so many unless `outside_exact`.
+    """
+
+    def __init__(self, name: str, states: Iterable[Partial], registration: Registration | None) -> None:
+        self.name = name
+        self.registration = registration
+        self.count = self.certified = self.alignments = self.outside = 0
+        self.value = Moments()
+        self.last_value: float | None = None
+        self.first: tuple[float, int, int, int] = (inf, 0, 0, 0)
+        self.first_us: int | None = None
+        self.last_us: int | None = None
+        self.outside_exact = True
+        low, high = limits_of(registration)
+        confidence = fragility = alignment = 0.0
+        for state in states:
+            if not state.count:
+                continue
+            self.count += state.count
+            self.certified += state.certified
+            confidence += state.confidence
+            fragility += state.fragility
+            self.alignments += state.alignments
+            alignment += state.alignment
+            self.value.merge(state.values())
+            first = (state.first_us, state.home, state.first_offset, state.place)
+            if first < self.first:
+                self.first, self.first_us = first, state.first_us
+            if self.last_us is None or state.last_us >= self.last_us:
+                self.last_us, self.last_value = state.last_us, state.last_value
+            outside, exact = state.beyond(low, high)
+            self.outside += outside
+            self.outside_exact = self.outside_exact and exact
+        n = self.count
+        self.avg_confidence = confidence / n if n else None
+        self.avg_fragility = fragility / n if n else None
+        self.certified_ratio = self.certified / n if n else None
+        self.avg_alignment = alignment / self.alignments if self.alignments else None
+
+    def drift(self, threshold: float) -> list[str]:
+        """What is beyond the limits of lifetime drift: ``fragility``, ``certified``."""
+        by = []
+        if self.avg_fragility is not None and self.certified_ratio is not None:
+            if round(self.avg_fragility, 4) > threshold:
+                by.append("fragility")
+            if round(self.certified_ratio, 4) < round(1 - threshold, 4):
+                by.append("certified")
+        return by
+
+    def volatility(self) -> float | None:
+        """Mean of average fragility and share not certified, 0…1, unrounded."""
+        if self.avg_fragility is None or self.certified_ratio is None:
+            return None
+        return (self.avg_fragility + 1 - self.certified_ratio) / 2
+
+    def trust_weight(self, drifting: bool) -> float | None:
+        """Weight for learners, 0…2 (at least 0.1 while drifting), unrounded."""
+        if self.avg_confidence is None or self.avg_fragility is None:
+            return None
+        weight = 1 + self.avg_confidence - self.avg_fragility
+        return max(0.1, 0.85 * weight) if drifting else weight
+
+
+def limits_of(registration: Registration | None) -> tuple[float, float]:
+    """Registered limits; infinite where there are none."""
+    if registration is None:
+        return -inf, inf
+    return -inf if registration.low is None else registration.low, inf if registration.high is None else registration.high
+
+
+def newest(registrations: Iterable[Registration]) -> Registration | None:
+    """The registration in force of those in several partitions (in their order)."""
+    found = None
+    for one in registrations:
+        if found is None or one.time_us >= found.time_us:
+            found = one
+    return found
+
+
+class Variable(msgspec.Struct, frozen=True):
+    """``/variables/{name}``"""
+
+    name: str
+    exact: bool = False
+
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ListParams(msgspec.Struct, frozen=True):
+    """``/variables``"""
+
+    kind: str | None = None
+    registered: bool | None = None
+    min_count: Count = 0
+    exact: bool = False
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class RankParams(msgspec.Struct, frozen=True):
+    """``/variables/rank``"""
+
+    key: str = "avg_confidence"
+    order: Literal["desc", "asc"] = "desc"
+    limit: Limit = 100
+    min_count: Count = 1
+
+
+class DriftParams(msgspec.Struct, frozen=True):
+    """``/variables/drift``; the threshold's default is the setting."""
+
+    threshold: float | None = None
+    min_count: Count = 1
+
+
+class Scores:
+    """Merging and rendering, with the settings in force.
+
+    Args:
+        kept: the fold's tables.
+        settings: limits and strictness.
+    """
+
+    def __init__(self, kept: VariableTables, settings: VariableSettings) -> None:
+        self.kept = kept
+        self.settings = settings
+
+    def one(self, reader: Reader, name: str) -> Merged:
+        """A variable, even one of which nothing is known."""
+        key = (name,)
+        return Merged(name, reader.rows(self.kept.partials, key), newest(reader.rows(self.kept.registry, key)))
+
+    def scored(self, merged: Merged) -> bool:
+        """Whether it takes part in scores, ranks, drift and alerts: in strict mode only what is registered does."""
+        return merged.registration is not None or not self.settings.variables_strict
+
+    def every(self, reader: Reader) -> Iterator[Merged]:
+        """All variables that have forecasts or are registered, in no particular order."""
+        registry = {key: newest(states) for key, states in reader.scan(self.kept.registry)}
+        for key, states in reader.scan(self.kept.partials):
+            registration = registry.pop(key, None)
+            if registration is not None or any(state.count for state in states):
+                yield Merged(key[0], states, registration)
+        for key, registration in registry.items():
+            yield Merged(key[0], (), registration)
+
+    def score(self, merged: Merged, as_of: int | None, exact: bool = False) -> dict[str, Any]:
+        """The fields of variables.md §4 (`lag` is added by HTTP). Scores of what is not scored are null.
+
+        Args:
+            as_of: greatest event time that fed the answer, microseconds.
+            exact: means unrounded.
+        """
+        scored = self.scored(merged)
+        means = (merged.avg_confidence, merged.avg_fragility, merged.avg_alignment, merged.certified_ratio)
+        confidence, fragility, alignment, ratio = (x if scored else None for x in (means if exact else map(rounded, means)))
+        drifting = scored and bool(merged.drift(self.settings.drift_threshold))
+        answer = {
+            "name": merged.name,
+            "registered": merged.registration is not None,
+            "count": merged.count,
+            "avg_confidence": confidence,
+            "avg_fragility": fragility,
+            "avg_alignment": alignment,
+            "alignment_count": merged.alignments,
+            "certified_count": merged.certified,
+            "certified_ratio": ratio,
+            "volatility": rounded(merged.volatility()) if scored else None,
+            "drift": drifting,
+            "trust_weight": rounded(merged.trust_weight(drifting)) if scored else None,
+            "first_seen": rfc3339_or_none(merged.first_us),
+            "last_seen": rfc3339_or_none(merged.last_us),
+            "out_of_range": merged.outside,
+            "as_of": rfc3339_or_none(as_of),
+        }
+        if not merged.outside_exact:
+            answer["out_of_range_at_least"] = True
+        return answer
+
+    def details(self, reader: Reader, merged: Merged) -> dict[str, Any]:
+        """Registry fields, values and performance updates of one variable."""
+        known, value = merged.registration, merged.value
+        return {
+            "kind": known and known.kind,
+            "default": known and known.default,
+            "low": known and known.low,
+            "high": known and known.high,
+            "description": known and known.description,
+            "registered_at": known and rfc3339(known.time_us),
+            "value": {
+                "n": value.n,
+                "mean": value.mean if value.n else None,
+                "std": value.std,
+                "min": value.min if value.n else None,
+                "max": value.max if value.n else None,
+                "last": merged.last_value,
+            },
+            "updates": self.updates(reader, merged.name),
+        }
+
+    def updates(self, reader: Reader, name: str) -> list[dict[str, Any]]:
+        """The performance updates kept, oldest first."""
+        kept = self.kept
+        found = []
+        if reader.rows(kept.heads, (name,)):
+            slots = max(head.n for head in reader.rows(kept.heads, (name,)))
+            for slot in range(min(slots, UPDATES)):
+                found += [(one.time_us, number, one.offset, one) for number, one in reader.placed(kept.updates, (name, str(slot)))]
+        found.sort(key=lambda item: item[:3])
+        return [
+            {"id": one.id, "time": rfc3339(one.time_us), "new_score": msgspec.json.decode(one.score)}
+            for *_, one in found[-UPDATES :]
+        ]
+
+    # ---- the alert
+
+    def judge(self, reader: Reader, key: Key, standing: Standing) -> Verdict | None:
+        """Whether a variable drifts; None leaves it as it stands (too few forecasts, or between the two limits)."""
+        t, margin = self.settings.drift_threshold, self.settings.drift_hysteresis
+        merged = self.one(reader, key[0])
+        fragility, ratio = rounded(merged.avg_fragility), rounded(merged.certified_ratio)
+        if fragility is None or ratio is None:
+            return None
+        name = merged.name
+        if not self.scored(merged):
+            if standing.level == OK:
+                return None
+            says = f"Variable {name} is not registered, and only registered ones are scored now: register it to have it watched."
+            return Verdict(OK, fragility, t, says, "settings_changed")
+        floor = round(1 - t, 4)
+        if standing.level == OK:
+            by = merged.drift(t)
+            if merged.count < ALERT_MIN_COUNT or not by:
+                return None
+            look = f"over {merged.count} forecasts: check its source and the models that use it"
+            if "fragility" in by:
+                return Verdict(WARNING, fragility, t, f"Variable {name} drifts, average fragility {fragility:g} is above {t:g} {look}.")
+            return Verdict(WARNING, ratio, floor, f"Variable {name} drifts, certified ratio {ratio:g} is below {floor:g} {look}.")
+        if fragility <= max(0.0, round(t - margin, 4)) and ratio >= min(1.0, round(1 - t + margin, 4)):
+            says = f"average fragility {fragility:g}, certified ratio {ratio:g} over {merged.count} forecasts"
+            return Verdict(OK, fragility, t, f"Variable {name} has recovered: {says}; nothing to do.")
+        return None
+
+
+def drift_rule(kept: VariableTables, settings: VariableSettings) -> MergedRule:
+    """``drift.variable``; its subject is the variable's name, encoded as in record keys."""
+    return MergedRule(ALERT, "forecasts", kept.partials, lambda key: encode_key(*key).decode(), Scores(kept, settings).judge)
+
+
+def variable_views(kept: VariableTables, settings: VariableSettings) -> list[View]:
+    """Views of variables.md §4 on scores, ranks and lifetime drift."""
+    scores = Scores(kept, settings)
+
+    def one(reader: Reader, params: Variable) -> dict[str, Any]:
+        merged = scores.one(reader, params.name)
+        details = scores.details(reader, merged)
+        if merged.count == 0 and merged.registration is None and not details["updates"]:
+            raise NotFound(f"no forecast used the variable {params.name}, and it is not registered")
+        return {**scores.score(merged, reader.as_of(), params.exact), **details}
+
+    def listed(reader: Reader, params: ListParams) -> dict[str, Any]:
+        unknown: dict[str, int] = {}
+        shown = []
+        for merged in scores.every(reader):
+            known = merged.registration
+            if not scores.scored(merged):
+                unknown[merged.name] = merged.count
+            elif (
+                merged.count >= params.min_count
+                and (params.kind is None or (known is not None and known.kind == params.kind))
+                and (params.registered is None or params.registered == (known is not None))
+            ):
+                shown.append(merged)
+        shown.sort(key=lambda merged: merged.name)
+        on_page, cursor = page(shown, params.limit, params.cursor, lambda merged: merged.name)
+        overflow = sum(state.n for state in reader.rows(kept.overflow, ()))
+        as_of = reader.as_of()
+        return {
+            "variables": [scores.score(merged, as_of, params.exact) for merged in on_page],
+            "unknown": dict(sorted(unknown.items())) if params.cursor is None else {},
+            "overflow": overflow,
+            "cursor": cursor,
+            "as_of": rfc3339_or_none(as_of),
+        }
+
+    def rank(reader: Reader, params: RankParams) -> dict[str, Any]:
+        key = params.key
+        if key not in RANK_KEYS:
+            raise BadParameter("key", f"expected one of {', '.join(RANK_KEYS)}")
+        found = [merged for merged in scores.every(reader) if merged.count >= params.min_count and scores.scored(merged)]
+        as_of = reader.as_of()
+        ranked = [(merged, scores.score(merged, as_of)) for merged in found]
+        sign = -1 if params.order == "desc" else 1
+
+        def place(item: tuple[Merged, dict[str, Any]]) -> tuple[bool, float, tuple[float, int, int, int], str]:
+            merged, score = item
+            value = score[key]
+            return value is None, 0.0 if value is None else sign * value, merged.first, merged.name
+
+        ranked.sort(key=place)
+        shown = [{"rank": at, **score} for at, (_, score) in enumerate(ranked[: params.limit], 1)]
+        names = [score["name"] for score in shown]
+        return {"key": key, "order": params.order, "names": names, "variables": shown, "as_of": rfc3339_or_none(as_of)}
+
+    def drift(reader: Reader, params: DriftParams) -> dict[str, Any]:
+        threshold = settings.drift_threshold if params.threshold is None else params.threshold
+        if not 0 < threshold < 1:
+            raise BadParameter("threshold", "expected a number above 0 and below 1")
+        flagged = [
+            (merged, by)
+            for merged in scores.every(reader)
+            if merged.count >= params.min_count and scores.scored(merged) and (by := merged.drift(threshold))
+        ]
+        flagged.sort(key=lambda item: item[0].name)
+        as_of = reader.as_of()
+        variables = []
+        for merged, by in flagged:
+            score = scores.score(merged, as_of)
+            variables.append({"name": score.pop("name"), "by": by, **score})
+        return {"threshold": threshold, "flagged": [v["name"] for v in variables], "variables": variables, "as_of": rfc3339_or_none(as_of)}
+
+    topics = ("forecasts",)
+    return [
+        View("/variables/rank", RankParams, rank, topics, "Variables ordered by a score, with their scores."),
+        View("/variables/drift", DriftParams, drift, topics, "Variables whose lifetime averages are beyond the limits."),
+        View("/variables/{name}", Variable, one, topics, "One variable: scores, registration, values, performance updates."),
+        View("/variables", ListParams, listed, topics, "All variables with their scores, by name."),
+    ]

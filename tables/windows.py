@@ -1,0 +1,480 @@
+"""Windows: every figure of a training run, summed up by minute, five minutes, hour and day of event time.
+
+The rules this file keeps:
+  * a value lives in exactly one bucket: of the finest size that is still kept when it comes. Coarser sizes are merged
+    from finer ones by the reader, so a value costs the same however many sizes there are;
+  * a size is a ring of slots. A bucket that is no longer kept stays in its slot until a newer one needs it; then its
+    content moves up into the next size, and at last into the residue, which keeps the sketch of a whole life;
+  * what is kept and what is late is judged by the watermark of (tenant, partition) before the event: by the log alone.
+
+Content moves from finer rows to coarser ones, so a coarser size has the lower rank and is written first: after a crash the
+row that received content is ahead of the row that lost it, and folding again passes over it. Every window row depends on
+the series' row (is it one of the first `max_series`?), which is therefore written after them, and that on the number of
+series, which is written last.
+
+A series is (metric, model, run). `value` of a metric is the series `metric_type`, each of its `values` the series
+`metric_type.NAME`; a metric without run has run ``""``. Learning events feed `learning.performance_score`,
+`.learning_rate`, `.convergence_metric` and `.episode_count`, with their task type in the place of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil, inf, log
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import msgspec
+
+from streams.events import LearningRecorded, MetricRecorded
+
+from .fold import Fold, Reader
+from .moments import Moments, Pairs
+from .rows import Table
+from .sketch import LOG_GAMMA, ZERO, Sketch
+from .times import DAY_US, HOUR_US, MINUTE_US
+
+if TYPE_CHECKING:
+    from streams.events import Event
+
+    from .partition import Partition
+
+TOPIC = "training"
+EMPTY = -(2**62)
+"""Index of a slot in which no bucket has ever been."""
+SIZES = 4
+
+Key = tuple[str, str, str]
+"""A series: metric, model, run."""
+
+
+class WindowSettings(msgspec.Struct, frozen=True):
+    """Settings of windows.
+
+    Attributes:
+        max_series: series of a tenant in a partition that have windows; further ones keep lifetime sums only.
+    """
+
+    max_series: Annotated[int, msgspec.Meta(ge=0)] = 20_000
+
+
+class NonFinite(msgspec.Struct, array_like=True, gc=False):
+    """Values that were no finite numbers, by kind."""
+
+    nan: int = 0
+    pos_inf: int = 0
+    neg_inf: int = 0
+
+    def add(self, value: str | float) -> None:
+        """Count one: ``"NaN"``, ``"Infinity"``, ``"-Infinity"``."""
+        if value == "Infinity":
+            self.pos_inf += 1
+        elif value == "-Infinity":
+            self.neg_inf += 1
+        else:
+            self.nan += 1
+
+    def merge(self, other: NonFinite) -> None:
+        """Count those of another set too."""
+        self.nan += other.nan
+        self.pos_inf += other.pos_inf
+        self.neg_inf += other.neg_inf
+
+
+class Series(msgspec.Struct, array_like=True, gc=False):
+    """Lifetime sums of a series. Small, because every value writes it; its sketch is spread over the buckets.
+
+    Attributes:
+        n, mean, m2, min, max: of the finite values, as in `tables.moments.Moments`.
+        last_us, last: time and value of the latest finite value.
+        oldest_us, newest_us: least and greatest time of any value.
+        non_finite: None while there are none.
+        late, expired: values by size of window (1 min, 5 min, 1 h, 1 day); None while there are none.
+        created: offset of the record that brought the first value.
+        windowed: whether it is one of the tenant's first `max_series`.
+    """
+
+    n: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+    min: float = inf
+    max: float = -inf
+    last_us: int = EMPTY
+    last: float | None = None
+    oldest_us: int = -EMPTY
+    newest_us: int = EMPTY
+    non_finite: NonFinite | None = None
+    late: list[int] | None = None
+    expired: list[int] | None = None
+    created: int = -1
+    windowed: bool = False
+
+    def moments(self) -> Moments:
+        """Sums of all finite values."""
+        return Moments(self.n, self.mean, self.m2, self.min, self.max)
+
+
+class Bucket(msgspec.Struct, array_like=True, gc=False):
+    """The values of one series in one span of time.
+
+    Attributes:
+        index: of the span: its start divided by its size; `EMPTY` in a fresh slot.
+        n, mean, m2, min, max: of the finite values, as in `tables.moments.Moments`.
+        mean_x, m2_x, cxy: with x = hours since the bucket's start, as in `tables.moments.Pairs`.
+        sketch: of the finite values.
+        non_finite: None while there are none.
+        late: values that came late for the window of each size; None while there are none.
+    """
+
+    index: int = EMPTY
+    n: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+    min: float = inf
+    max: float = -inf
+    mean_x: float = 0.0
+    m2_x: float = 0.0
+    cxy: float = 0.0
+    sketch: Sketch = msgspec.field(default_factory=Sketch)
+    non_finite: NonFinite | None = None
+    late: list[int] | None = None
+
+    def add(self, x: float, y: float) -> None:
+        """Take in one finite value.
+
+        Args:
+            x: hours since the bucket's start.
+            y: the value.
+        """
+        n = self.n = self.n + 1
+        old = self.mean
+        d = y - old
+        mean = old + d / n
+        dx = x - self.mean_x
+        mean_x = self.mean_x = self.mean_x + dx / n
+        self.m2_x += dx * (x - mean_x)
+        if mean - mean != 0.0:  # the difference of two huge values is no finite number, their mean is
+            mean = old * ((n - 1) / n) + y / n
+            self.m2 = inf
+            self.cxy = inf
+        else:
+            rest = y - mean
+            self.m2 += d * rest
+            self.cxy += dx * rest
+        self.mean = mean
+        if y < self.min:
+            self.min = y
+        if y > self.max:
+            self.max = y
+        sketch = self.sketch
+        if y >= ZERO:  # the common case of Sketch.add, without the call
+            i = ceil(log(y) / LOG_GAMMA)
+            store = sketch.positive
+            if i in store:
+                store[i] += 1
+                return
+        sketch.add(y)
+
+    def merge(self, other: Bucket, shift_hours: float) -> None:
+        """Take in the values of another span.
+
+        Args:
+            other: stays as it is.
+            shift_hours: from this bucket's start to the other's.
+        """
+        if other.n:
+            moments, pairs = self.moments(), self.pairs()
+            pairs.merge(other.pairs(), shift_hours)
+            moments.merge(other.moments())
+            self.n, self.mean, self.m2, self.min, self.max = moments.n, moments.mean, moments.m2, moments.min, moments.max
+            self.mean_x, self.m2_x, self.cxy = pairs.mean_x, pairs.m2_x, pairs.cxy
+            self.sketch.merge(other.sketch)
+        if other.non_finite is not None:
+            if self.non_finite is None:
+                self.non_finite = NonFinite()
+            self.non_finite.merge(other.non_finite)
+        if other.late is not None:
+            self.late = added(self.late, other.late)
+
+    def take(self) -> Bucket:
+        """Move the content out; the bucket is as fresh afterwards."""
+        values = msgspec.structs.astuple(self)
+        for name, value in zip(self.__struct_fields__, msgspec.structs.astuple(Bucket()), strict=True):
+            setattr(self, name, value)
+        return Bucket(*values)
+
+    def moments(self) -> Moments:
+        """Sums of the values."""
+        return Moments(self.n, self.mean, self.m2, self.min, self.max)
+
+    def pairs(self) -> Pairs:
+        """Sums of (hours since the bucket's start, value)."""
+        return Pairs(self.n, self.mean_x, self.m2_x, self.mean, self.m2, self.cxy)
+
+
+class Residue(msgspec.Struct, array_like=True, gc=False):
+    """What has left the last ring of a series: only its sketch; the sums are in the series' row."""
+
+    sketch: Sketch = msgspec.field(default_factory=Sketch)
+
+
+class SeriesCount(msgspec.Struct, array_like=True, gc=False):
+    """How many series of a tenant have windows in this partition."""
+
+    n: int = 0
+
+
+class Span(NamedTuple):
+    """A size of window: how long it is kept (event time behind the watermark), and when a value is late for it."""
+
+    name: str
+    size_us: int
+    kept_us: int
+    grace_us: int
+
+
+SPANS = (
+    Span("1m", MINUTE_US, 6 * HOUR_US, 10 * MINUTE_US),
+    Span("5m", 5 * MINUTE_US, 2 * DAY_US, 10 * MINUTE_US),
+    Span("1h", HOUR_US, 30 * DAY_US, 10 * MINUTE_US),
+    Span("1d", DAY_US, 400 * DAY_US, DAY_US),
+)
+RINGS = tuple(span.kept_us // span.size_us + 2 for span in SPANS)
+"""Slots a ring: one more than can be kept at once, so that a newer bucket only ever displaces one that is not."""
+SLOTS = tuple(str(i) for i in range(max(RINGS)))
+
+
+def added(into: list[int] | None, counts: list[int]) -> list[int]:
+    """Sums of two lists of counts by size."""
+    return list(counts) if into is None else [a + b for a, b in zip(into, counts, strict=True)]
+
+
+def judged(time_us: int, watermark_us: int, behind: tuple[int, ...]) -> list[int]:
+    """1 for each size whose window of this time ended at least `behind` (by size, microseconds) before the watermark."""
+    return [int((time_us // span.size_us + 1) * span.size_us + wait <= watermark_us) for span, wait in zip(SPANS, behind, strict=True)]
+
+
+GRACES = tuple(span.grace_us for span in SPANS)
+KEPT = tuple(span.kept_us for span in SPANS)
+_MINUTE_GRACE = MINUTE_US + GRACES[0]
+_RING = RINGS[0]
+
+
+class Windows(Fold):
+    """Series and their windows.
+
+    Args:
+        settings: bounds.
+    """
+
+    def __init__(self, settings: WindowSettings | None = None) -> None:
+        from .window_views import views  # here, because the views read these tables
+
+        self.settings = settings or WindowSettings()
+        bounds = self.settings
+        self.residue = Table("window_residue", Residue, rank=40, settings=bounds)
+        day = Table("window_1d", Bucket, rank=41, settings=bounds)
+        hour = Table("window_1h", Bucket, rank=42, settings=bounds)
+        five = Table("window_5m", Bucket, rank=43, settings=bounds)
+        self.minutes = Table("window_1m", Bucket, rank=44, settings=bounds)
+        self.series = Table("series", Series, rank=45, settings=bounds)
+        self.count = Table("series_count", SeriesCount, rank=46, settings=bounds)
+        self.rings = (self.minutes, five, hour, day)
+        self.tables = (self.residue, day, hour, five, self.minutes, self.series, self.count)
+        self.handlers = {MetricRecorded: self.recorded, LearningRecorded: self.learned}
+        self.topics = (TOPIC,)
+        self.views = views(self)
+
+    # ---- absorbing
+
+    def recorded(self, e: Event, p: Partition) -> None:
+        """A metric: its `value` and each of its `values`."""
+        data: MetricRecorded = e.data
+        value, values = data.value, data.values
+        run = data.run or ""
+        if not values:
+            if value is not None:
+                self.absorb(p, e.tenant, ((data.metric_type, data.model, run, value),))
+            return
+        metric, model = data.metric_type, data.model
+        figures = [(f"{metric}.{name}", model, run, x) for name, x in values.items()]
+        if value is not None:
+            figures.append((metric, model, run, value))
+        self.absorb(p, e.tenant, figures)
+
+    def learned(self, e: Event, p: Partition) -> None:
+        """A learning event: four series, with the task type in the place of the model."""
+        data: LearningRecorded = e.data
+        task, run = data.task_type, data.run or ""
+        self.absorb(
+            p,
+            e.tenant,
+            (
+                ("learning.performance_score", task, run, data.performance_score),
+                ("learning.learning_rate", task, run, data.learning_rate),
+                ("learning.convergence_metric", task, run, data.convergence_metric),
+                ("learning.episode_count", task, run, data.episode_count),
+            ),
+        )
+
+    def absorb(self, p: Partition, tenant: str, figures: Iterable[tuple[str, str, str, float | str]]) -> None:
+        """Take in the figures of one event.
+
+        Args:
+            p: reads offset and time of the current record.
+            tenant: owner.
+            figures: (metric, model, run, value); no series twice; the value a number, "NaN", "Infinity" or "-Infinity".
+        """
+        time_us = p.time_us
+        watermark_us = p.watermark(tenant)
+        index = time_us // MINUTE_US
+        late = expired = None
+        if watermark_us is not None and index * MINUTE_US + _MINUTE_GRACE <= watermark_us:
+            late = judged(time_us, watermark_us, GRACES)
+            p.count_as(late=1)
+            expired = judged(time_us, watermark_us, KEPT)
+            if expired[0]:
+                p.count_as(expired=1)
+            else:
+                expired = None
+        created = 0
+        for metric, model, run, value in figures:
+            key = (metric, model, run)
+            series = p.open(self.series, tenant, key)
+            if series is None:  # absorbed, and so are its windows; the number of series may still be behind
+                known = p.read(self.series, tenant, key)
+                if known is not None and known.created == p.offset and known.windowed:
+                    created += 1
+                continue
+            if series.created < 0:
+                series.created = p.offset
+                if self._count(p, tenant) + created < self.settings.max_series:
+                    series.windowed = True
+                    created += 1
+                else:
+                    p.count_as(overflow=1)
+            if time_us < series.oldest_us:
+                series.oldest_us = time_us
+            if time_us > series.newest_us:
+                series.newest_us = time_us
+            if late is not None:
+                series.late = added(series.late, late)
+                if expired is not None:
+                    series.expired = added(series.expired, expired)
+            if value.__class__ is str:
+                if series.non_finite is None:
+                    series.non_finite = NonFinite()
+                series.non_finite.add(value)
+            else:
+                y: float = value  # type: ignore[assignment]  # strings are above
+                n = series.n = series.n + 1
+                old = series.mean
+                d = y - old
+                mean = old + d / n
+                if mean - mean != 0.0:  # as Moments.add
+                    mean = old * ((n - 1) / n) + y / n
+                    series.m2 = inf
+                else:
+                    series.m2 += d * (y - mean)
+                series.mean = mean
+                if y < series.min:
+                    series.min = y
+                if y > series.max:
+                    series.max = y
+                if time_us >= series.last_us:
+                    series.last_us = time_us
+                    series.last = y
+            if not series.windowed:
+                continue
+            if expired is not None:
+                self._fold_expired(p, tenant, key, time_us, value, late, expired)
+                continue
+            bucket = p.open(self.minutes, tenant, (metric, model, run, SLOTS[index % _RING]))
+            if bucket is None:
+                continue
+            if bucket.index != index:
+                if bucket.index > index:  # a newer one has the slot, so this one is not kept
+                    self._rise(p, tenant, key, 1, self._alone(0, time_us, value, late), 0)
+                    continue
+                displaced = bucket.take() if bucket.index != EMPTY else None
+                bucket.index = index
+                if displaced is not None:
+                    self._rise(p, tenant, key, 1, displaced, 0)
+            if late is not None:
+                bucket.late = added(bucket.late, late)
+            if value.__class__ is str:
+                if bucket.non_finite is None:
+                    bucket.non_finite = NonFinite()
+                bucket.non_finite.add(value)
+            else:
+                bucket.add((time_us - index * MINUTE_US) / HOUR_US, value)  # type: ignore[arg-type]  # strings are above
+        if created:
+            count = p.open(self.count, tenant, ())
+            if count is not None:
+                count.n += created
+
+    def _count(self, p: Partition, tenant: str) -> int:
+        state = p.read(self.count, tenant, ())
+        return 0 if state is None else state.n
+
+    def _alone(self, level: int, time_us: int, value: float | str, late: list[int] | None) -> Bucket:
+        """A bucket with one value."""
+        size = SPANS[level].size_us
+        bucket = Bucket(index=time_us // size, late=late)
+        if isinstance(value, str):
+            bucket.non_finite = NonFinite()
+            bucket.non_finite.add(value)
+        else:
+            bucket.add((time_us - bucket.index * size) / HOUR_US, value)
+        return bucket
+
+    def _fold_expired(
+        self, p: Partition, tenant: str, key: Key, time_us: int, value: float | str, late: list[int] | None, expired: list[int]
+    ) -> None:
+        """Fold a value whose minute is gone into the finest size that still keeps it; where none does, into the residue."""
+        level = expired.index(0) if 0 in expired else SIZES
+        self._rise(p, tenant, key, level, self._alone(min(level, SIZES - 1), time_us, value, late), min(level, SIZES - 1))
+
+    def _rise(self, p: Partition, tenant: str, key: Key, level: int, content: Bucket, origin: int) -> None:
+        """Put content into its slot of a size, and what that displaces into the next, up to the residue.
+
+        A row that has absorbed the record already had the rest of the way behind it when it was written: so it ends there.
+
+        Args:
+            level: size to put it into.
+            content: of the size `origin`, at most `level`.
+        """
+        while level < SIZES:
+            size = SPANS[level].size_us
+            start_us = content.index * SPANS[origin].size_us
+            index = start_us // size
+            slot = p.open(self.rings[level], tenant, (*key, SLOTS[index % RINGS[level]]))
+            if slot is None:
+                return
+            if slot.index > index:  # a newer one has the slot: the content goes on
+                level += 1
+                continue
+            displaced = slot.take() if EMPTY != slot.index < index else None
+            slot.index = index
+            slot.merge(content, (start_us - index * size) / HOUR_US)
+            if displaced is None:
+                return
+            content, origin = displaced, level
+            level += 1
+        residue = p.open(self.residue, tenant, key)
+        if residue is not None:
+            residue.sketch.merge(content.sketch)
+
+    # ---- reading
+
+    def lifetime(self, reader: Reader, key: Key) -> tuple[Moments, Sketch]:
+        """Sums and sketch of everything a series has ever had, over all partitions."""
+        moments, sketch = Moments(), Sketch()
+        for series in reader.rows(self.series, key):
+            moments.merge(series.moments())
+        for residue in reader.rows(self.residue, key):
+            sketch.merge(residue.sketch)
+        for table, ring in zip(self.rings, RINGS, strict=True):
+            for slot in SLOTS[:ring]:
+                for bucket in reader.rows(table, (*key, slot)):
+                    sketch.merge(bucket.sketch)
+        return moments, sketch

@@ -1,0 +1,95 @@
+"""Planted bugs: each breaks one rule of the core (or of its shell); the simulation must find every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agents.core import Core, Flush, Refusal, Shard
+from tables.rows import Row
+
+
+class SkipsVersionCheck(Core):
+    """Takes any followed row, older ones too."""
+
+    def followed(self, shard: Shard, records: Iterable[tuple[bytes, bytes | None]], position: int) -> list[tuple[int, Row]]:
+        taken = list(records)
+        for key, value in taken:
+            if value is not None:
+                for space in shard.partition.spaces:
+                    for rows in space.values():
+                        for row in rows.values():
+                            from tables.rows import wire_key
+
+                            for table in shard.partition.schema.tables:
+                                if rows is shard.partition.spaces[table.index].get(row.tenant) and wire_key(table.wire, row.tenant, row.key) == key:
+                                    row.applied = row.logged = -1
+        return super().followed(shard, taken, position)
+
+
+class CommitsBeforeRows(Core):
+    """The safe offset moves as soon as a chunk is folded."""
+
+    def chunk(self, shard: Shard, epoch: int, start: int, end: int, records: Sequence[Any]) -> int | Refusal | None:
+        found = super().chunk(shard, epoch, start, end, records)
+        if isinstance(found, int):
+            shard.safe = shard.next
+        return found
+
+
+class HearsOldOwnersAcks(Core):
+    """An ack of an earlier ownership moves the safe offset."""
+
+    def acked(self, flush: Flush) -> None:
+        flush.epoch = flush.shard.epoch
+        super().acked(flush)
+        if flush.shard.owned:
+            flush.shard.safe = max(flush.upto, flush.shard.safe or 0)
+
+
+class NoChainCheck(Core):
+    """Believes every chunk, wherever it starts."""
+
+    def chunk(self, shard: Shard, epoch: int, start: int, end: int, records: Sequence[Any]) -> int | Refusal | None:
+        return super().chunk(shard, epoch, min(start, shard.next), end, records)
+
+
+class NoRepair(Core):
+    """Does not write a newer row again after a stale one."""
+
+    def followed(self, shard: Shard, records: Iterable[tuple[bytes, bytes | None]], position: int) -> list[tuple[int, Row]]:
+        before = [set(marks) for marks in shard.partition.dirty]
+        found = super().followed(shard, records, position)
+        for index, row in list(shard.regressed):
+            if row not in before[index]:
+                shard.partition.dirty[index].discard(row)
+        shard.regressed.clear()
+        return found
+
+
+class ForgetsFailedRows(Core):
+    """A failed flush is taken for done."""
+
+    def failed(self, flush: Flush) -> None:
+        self.acked(flush)
+
+
+class WritesSourcesFirst(Core):
+    """Rows leave in reverse order: what is read before its readers."""
+
+    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+        flush = super().take(shard, max_rows)
+        if flush is not None:
+            flush.rows.reverse()
+        return flush
+
+
+class DropsOutputsOfALoss(Core):
+    """Outputs that were not acknowledged when the partition was lost are forgotten, their rows are not."""
+
+    def _renounce(self, shard: Shard) -> None:
+        super()._renounce(shard)
+        shard.partition.outputs.clear()
+
+
+MUTANTS = (SkipsVersionCheck, CommitsBeforeRows, HearsOldOwnersAcks, NoChainCheck, NoRepair, ForgetsFailedRows, WritesSourcesFirst, DropsOutputsOfALoss)

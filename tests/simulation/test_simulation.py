@@ -1,0 +1,47 @@
+"""The core under thousands of seeded schedules of crashes, pauses, rebalances, lost acks and compaction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from agents.core import Core
+
+from .mutants import MUTANTS
+from .world import World
+
+SEEDS = int(os.environ.get("SEEDS", "10000"))
+CHUNK = 500
+
+
+def first_failure(seeds: range, core: Callable[..., Core] = Core, *, broken_seek: bool = False) -> tuple[int, BaseException] | None:
+    """The first schedule that breaks an invariant, and how."""
+    for seed in seeds:
+        try:
+            World(seed, core, broken_seek=broken_seek).run()
+        except Exception as broken:  # whatever it raises is a finding
+            return seed, broken
+    return None
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
+def test_every_schedule_ends_with_the_rows_and_outputs_of_the_pure_fold(start: int) -> None:
+    found = first_failure(range(start, min(SEEDS, start + CHUNK)))
+    if found is not None:
+        seed, broken = found
+        pytest.fail(f"seed {seed}: {type(broken).__name__}: {broken}")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.__name__)
+def test_a_planted_bug_is_found_within_a_thousand_schedules(mutant: type[Core], record_property: Callable[[str, object], None]) -> None:
+    found = first_failure(range(1000), mutant)
+    assert found is not None, f"{mutant.__name__} went unnoticed"
+    record_property("schedules", found[0] + 1)
+
+
+def test_a_seek_that_does_nothing_is_found_within_a_thousand_schedules() -> None:
+    assert first_failure(range(1000), broken_seek=True) is not None
