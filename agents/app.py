@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from faust.types import TP
 from mode import Service
 
 from streams.admin import partition_counts, topic_identities
@@ -28,7 +29,11 @@ from .registry import FOLD_SETTINGS, schema
 from .rules import Rules
 
 STATIC = Path(__file__).parent / "static"
-PAGES = {"/": ("text/html; charset=utf-8", "index.html"), "/app.js": ("text/javascript; charset=utf-8", "app.js"), "/style.css": ("text/css; charset=utf-8", "style.css")}
+PAGES = {
+    "/": ("text/html; charset=utf-8", "index.html"),
+    "/app.js": ("text/javascript; charset=utf-8", "app.js"),
+    "/style.css": ("text/css; charset=utf-8", "style.css"),
+}
 
 
 def load_settings(flags: dict[str, Any] | None = None, toml: str | None = None) -> Settings:
@@ -98,7 +103,12 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
             if kind:
                 data["kind"] = kind
             value = event_bytes(
-                type="trust.decayed.v1", id=name, source=f"pulsefold/{self.engine.config.app_id}", time_us=int(number * plan.every_s * 1e6), tenant=tenant, data=data
+                type="trust.decayed.v1",
+                id=name,
+                source=f"pulsefold/{self.engine.config.app_id}",
+                time_us=int(number * plan.every_s * 1e6),
+                tenant=tenant,
+                data=data,
             )
             await self.engine.producer.send_and_wait(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
 
@@ -123,19 +133,43 @@ def build(settings: Settings) -> seam.App:
     if window % 64:
         raise ConfigError("dedupe_window", "expected a multiple of 64")
     app = seam.App(
-        app_id, broker=f"chunk://{bootstrap}", topic_allow_declare=False, topic_disable_leader=True, value_serializer="raw", key_serializer="raw",
-        stream_wait_empty=False, stream_buffer_maxsize=16, stream_recovery_delay=0.0, broker_max_poll_records=4000, consumer_max_fetch_size=1 << 20,
-        broker_session_timeout=float(settings.get("session_timeout_s")), broker_heartbeat_interval=float(settings.get("heartbeat_s")),
-        broker_rebalance_timeout=20.0, broker_commit_interval=1.0, broker_max_poll_interval=300.0, consumer_auto_offset_reset="earliest",
-        consumer_group_instance_id=settings.get("instance_id"), TableManager=seam.Tables, web_host=host, web_bind=host, web_port=settings.get("web_port"),
-        web_cors_options=None, datadir=settings.get("data_dir") or str(Path(tempfile.gettempdir()) / f"pulsefold-{app_id}"),
+        app_id,
+        broker=f"chunk://{bootstrap}",
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        value_serializer="raw",
+        key_serializer="raw",
+        stream_wait_empty=False,
+        stream_buffer_maxsize=16,
+        stream_recovery_delay=0.0,
+        broker_max_poll_records=4000,
+        consumer_max_fetch_size=1 << 20,
+        broker_session_timeout=float(settings.get("session_timeout_s")),
+        broker_heartbeat_interval=float(settings.get("heartbeat_s")),
+        broker_rebalance_timeout=20.0,
+        broker_commit_interval=1.0,
+        broker_max_poll_interval=300.0,
+        consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=settings.get("instance_id"),
+        TableManager=seam.Tables,
+        web_host=host,
+        web_bind=host,
+        web_port=settings.get("web_port"),
+        web_cors_options=None,
+        datadir=settings.get("data_dir") or str(Path(tempfile.gettempdir()) / f"pulsefold-{app_id}"),
     )
     app.kafka_security = ours
     app.without_faust_pages()
     config = EngineConfig(
-        bootstrap=bootstrap, prefix=prefix, changelogs={topic: changelog_name(prefix, app_id, topic) for topic in SOURCE_TOPICS}, app_id=app_id,
-        flush_max_s=settings.get("flush_max_ms") / 1000, watchdog_s=settings.get("watchdog_s"), shutdown_s=settings.get("shutdown_s"),
-        publishes=settings.get("outputs") != "off", security=ours,
+        bootstrap=bootstrap,
+        prefix=prefix,
+        changelogs={topic: changelog_name(prefix, app_id, topic) for topic in SOURCE_TOPICS},
+        app_id=app_id,
+        flush_max_s=settings.get("flush_max_ms") / 1000,
+        watchdog_s=settings.get("watchdog_s"),
+        shutdown_s=settings.get("shutdown_s"),
+        publishes=settings.get("outputs") != "off",
+        security=ours,
         bounds=Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=window),
     )
 
@@ -169,7 +203,7 @@ def build(settings: Settings) -> seam.App:
 
     @app.on_before_shutdown.connect  # type: ignore[untyped-decorator]  # faust is untyped here
     async def _bye(app: Any, **kwargs: Any) -> None:
-        await engine.lost([seam.TP(engine.full_names[t], n) for (t, n), shard in engine.core.shards.items() if shard.owned])
+        await engine.lost([TP(engine.full_names[t], n) for (t, n), shard in engine.core.shards.items() if shard.owned])
 
     engine.add_dependency(rules)
     engine.add_dependency(ticks)

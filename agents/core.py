@@ -236,11 +236,7 @@ class Core:
 
     def committable(self) -> dict[tuple[str, int], int]:
         """Offsets that may be committed: outputs and rows below them are durable."""
-        return {
-            key: shard.safe
-            for key, shard in self.shards.items()
-            if shard.owned and shard.safe is not None and shard.safe > (shard.committed or 0)
-        }
+        return {key: shard.safe for key, shard in self.shards.items() if shard.owned and shard.safe is not None and shard.safe > (shard.committed or 0)}
 
     def committed(self, topic: str, number: int, offset: int) -> None:
         """The group's offset is known to be this."""

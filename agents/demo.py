@@ -14,6 +14,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -229,14 +230,18 @@ def verify(asker: Asker, truth: Truth) -> list[Check]:
     told = sorted(a["subject"] for a in alerts if a["rule"] == "cost.daily" and a["severity"] == "shutdown" and a["subject"].startswith("model:"))
     check("over budget", told, sorted(over))
     check("one trainer is over its budget", len(over) >= 1, True)
-    check("one trainer drifts", any(name.startswith("drifting_") for name in drifted) and not all(name.startswith("drifting_") for name in truth.confidence), True)
+    check(
+        "one trainer drifts", any(name.startswith("drifting_") for name in drifted) and not all(name.startswith("drifting_") for name in truth.confidence), True
+    )
     return checks
 
 
 def summary(console: Console, asker: Asker, truth: Truth, checks: list[Check], took: list[float], seconds: float) -> None:
     """What happened, as tables."""
     counts = asker.get("/status")["counts"]
-    console.print(f"\n{counts['in']} events in = {counts['folded']} folded + {counts['duplicate']} duplicates + {counts['dead_lettered']} dead letters, in {seconds:.1f} s")
+    console.print(
+        f"\n{counts['in']} events in = {counts['folded']} folded + {counts['duplicate']} duplicates + {counts['dead_lettered']} dead letters ({seconds:.1f} s)"
+    )
     for title, order in (("lowest trust", "asc"), ("highest trust", "desc")):
         table = Table(title=title, title_justify="left")
         for name in ("kind", "id", "trust", "95 % interval", "n"):
@@ -250,7 +255,9 @@ def summary(console: Console, asker: Asker, truth: Truth, checks: list[Check], t
         goals.add_column(name)
     for goal in asker.get("/learning/goals")["goals"]:
         sign = "at most" if goal["direction"] == "at_most" else "at least"
-        goals.add_row(goal["goal_id"], f"{sign} {goal['target']}", f"{goal['current']:.4f}", f"{goal['percentage']:.1f} %", "yes" if goal["completed"] else "no")
+        goals.add_row(
+            goal["goal_id"], f"{sign} {goal['target']}", f"{goal['current']:.4f}", f"{goal['percentage']:.1f} %", "yes" if goal["completed"] else "no"
+        )
     console.print(goals)
     console.print(f"drifted variables: {', '.join(truth.drifted()) or 'none'}")
     status = asker.get("/costs/status")
@@ -263,7 +270,9 @@ def summary(console: Console, asker: Asker, truth: Truth, checks: list[Check], t
     console.print(alerts)
     if took:
         took.sort()
-        console.print(f"event to view: p50 {statistics.median(took):.1f} ms, p95 {took[int(len(took) * 0.95) - 1]:.1f} ms over {len(took)} probes, while the trainers had the processor")
+        console.print(
+            f"event to view: p50 {statistics.median(took):.1f} ms, p95 {took[int(len(took) * 0.95) - 1]:.1f} ms over {len(took)} probes (trainers running)"
+        )
     proof = Table(title="checked against the events themselves", title_justify="left")
     for name in ("figure", "service", "from the events", ""):
         proof.add_column(name)
@@ -294,14 +303,29 @@ def demo(flags: dict[str, Any]) -> int:
     port = free_port(int(flags.pop("web_port", 0) or 0) or (None if leave else 6066))
     prefix = flags.get("topic_prefix", "pulsefold.")
     console = Console(stderr=False)
-    logs = Path(flags.pop("log_dir", None) or os.environ.get("TMPDIR", "/tmp")) / f"pulsefold-demo-{os.getpid()}"
+    logs = Path(flags.pop("log_dir", None) or tempfile.gettempdir()) / f"pulsefold-demo-{os.getpid()}"
     logs.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(EmbeddedBroker(partitions=PARTITIONS, prefix=prefix))
         console.print(f"embedded broker at {broker.bootstrap} (it keeps nothing after the demo)")
-        words = ["-m", "agents.main", "worker", "--bootstrap", broker.bootstrap, "--topic-prefix", prefix, "--partitions", str(PARTITIONS),
-                 "--web-port", str(port), "--alert-interval-s", "1", "--log-level", "warning"]
+        words = [
+            "-m",
+            "agents.main",
+            "worker",
+            "--bootstrap",
+            broker.bootstrap,
+            "--topic-prefix",
+            prefix,
+            "--partitions",
+            str(PARTITIONS),
+            "--web-port",
+            str(port),
+            "--alert-interval-s",
+            "1",
+            "--log-level",
+            "warning",
+        ]
         worker = stack.enter_context(child(words, logs / "worker.log"))
         asker = Asker(port)
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
@@ -317,7 +341,12 @@ def demo(flags: dict[str, Any]) -> int:
             progress.update(waiting, description="three trainers at work")
             pace = "0" if leave else "0.02"
             trainers = [
-                (name, stack.enter_context(child(["-m", "agents.trainer", name, "--bootstrap", broker.bootstrap, "--prefix", prefix, "--pace-s", pace], logs / f"{name}.log")))
+                (
+                    name,
+                    stack.enter_context(
+                        child(["-m", "agents.trainer", name, "--bootstrap", broker.bootstrap, "--prefix", prefix, "--pace-s", pace], logs / f"{name}.log")
+                    ),
+                )
                 for name in PLANS
             ]
             try:

@@ -91,6 +91,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.started_at = time.time()
         self.restored_s: float | None = None
         self.restore_goal: dict[TopicPartition, int] = {}
+        self.restore_start: dict[TopicPartition, int] = {}
         self.on_changed: list[Callable[[Shard, Iterable[tuple[int, Row]]], None]] = []
         self.ends: dict[tuple[str, int], int] = {}
         self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0}
@@ -114,8 +115,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.counts = dict(counts)
         self.partitions = {
             topic: [
-                Partition(topic, n, self.schema, count=count, identity=identities.get(topic, 0), source=source, bounds=self.config.bounds)
-                for n in range(count)
+                Partition(topic, n, self.schema, count=count, identity=identities.get(topic, 0), source=source, bounds=self.config.bounds) for n in range(count)
             ]
             for topic, count in counts.items()
         }
@@ -130,23 +130,29 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.prepare(*await asyncio.to_thread(self.discover))
         await self._connect_producer()
         self.follower = AIOKafkaConsumer(
-            bootstrap_servers=self.config.bootstrap, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest",
-            fetch_max_wait_ms=100, max_partition_fetch_bytes=1 << 20, max_poll_records=5000, **self.config.security,
+            bootstrap_servers=self.config.bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=1 << 20,
+            max_poll_records=5000,
+            **self.config.security,
         )
         await self.follower.start()
-        await self.follower._client.force_metadata_update()  # noqa: SLF001 - no public way to learn of a topic without a subscription
+        await self.follower._client.force_metadata_update()
         alerts = await self._partitions_of(self.alerts_topic)
         self.alert_partitions = [TopicPartition(self.alerts_topic, n) for n in range(alerts)]
         followed = [*self.by_changelog, *self.alert_partitions]
         self.follower.assign(followed)
         await self.follower.seek_to_beginning(*followed)
-        self.restore_goal = dict(await self.follower.end_offsets(followed))
         self.restore_start = dict(await self.follower.beginning_offsets(followed))
+        self.restore_goal = dict(await self.follower.end_offsets(followed))
 
     async def _partitions_of(self, topic: str) -> int:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            await self.follower._client.add_topic(topic)  # noqa: SLF001 - as above
+            await self.follower._client.add_topic(topic)
             found = self.follower.partitions_for_topic(topic)
             if found:
                 return len(found)
@@ -155,8 +161,13 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _connect_producer(self) -> None:
         self.producer = AIOKafkaProducer(
-            bootstrap_servers=self.config.bootstrap, acks="all", enable_idempotence=True, max_batch_size=500_000,
-            max_request_size=6 << 20, request_timeout_ms=30_000, **self.config.security,
+            bootstrap_servers=self.config.bootstrap,
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=500_000,
+            max_request_size=6 << 20,
+            request_timeout_ms=30_000,
+            **self.config.security,
         )
         await self.producer.start()
 

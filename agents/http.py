@@ -50,7 +50,15 @@ class AlertsParams(msgspec.Struct, frozen=True):
 
 def problem(status_code: int, detail: str, **members: object) -> web.Response:
     """RFC 9457 problem details."""
-    title = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large", 503: "Service Unavailable"}
+    title = {
+        400: "Bad Request",
+        401: "Unauthorized",
+        403: "Forbidden",
+        404: "Not Found",
+        405: "Method Not Allowed",
+        413: "Content Too Large",
+        503: "Service Unavailable",
+    }
     body = {"type": "about:blank", "title": title.get(status_code, "Error"), "status": status_code, "detail": detail, **members}
     return web.Response(body=orjson.dumps(body), status=status_code, content_type="application/problem+json", headers=HEADERS)
 
@@ -84,7 +92,7 @@ class Routes:
 
     def install(self, application: web.Application) -> None:
         """Add the one route; bodies are limited."""
-        application._client_max_size = MAX_BODY  # noqa: SLF001 - the application is made by Faust
+        application._client_max_size = MAX_BODY
         application.router.add_route("*", "/{tail:.*}", self.handle)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -119,8 +127,14 @@ class Routes:
         if method not in ("GET", "HEAD"):
             raise Denied(405, f"{method} is not served here")
         fixed: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
-            "/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics, "/openapi.json": self.openapi, "/docs": self.docs,
-            f"{API}/status": self.status, f"{API}/alerts": self.alerts, f"{API}/alerts/stream": self.alert_stream,
+            "/healthz": self.healthz,
+            "/readyz": self.readyz,
+            "/metrics": self.metrics,
+            "/openapi.json": self.openapi,
+            "/docs": self.docs,
+            f"{API}/status": self.status,
+            f"{API}/alerts": self.alerts,
+            f"{API}/alerts/stream": self.alert_stream,
         }
         if path in fixed:
             return path.removeprefix(API), fixed[path]
@@ -244,7 +258,9 @@ class Routes:
                     await response.write(b": still here\n\n")
                     continue
                 if message.get("tenant") == caller.tenant:
-                    await response.write(b"event: " + message["type"].encode() + b"\nid: " + message["id"].encode() + b"\ndata: " + orjson.dumps(message) + b"\n\n")
+                    await response.write(
+                        b"event: " + message["type"].encode() + b"\nid: " + message["id"].encode() + b"\ndata: " + orjson.dumps(message) + b"\n\n"
+                    )
         return response
 
     # ---- events in

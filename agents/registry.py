@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from tables.costs import Costs, CostSettings
+from tables.budgets import CostSettings
+from tables.costs import Costs
 from tables.fold import Fold
 from tables.partition import Schema
 from tables.trust import Trust, TrustSettings

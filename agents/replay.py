@@ -51,22 +51,27 @@ async def run(settings: Any, tables: Schema, progress: Progress | None = None) -
     from streams.topics import changelog_name
 
     def make() -> dict[tuple[str, int], Partition]:
-        return {
-            (t, n): Partition(t, n, tables, count=c, identity=identities[t], source=f"pulsefold/{app_id}") for t, c in counts.items() for n in range(c)
-        }
+        return {(t, n): Partition(t, n, tables, count=c, identity=identities[t], source=f"pulsefold/{app_id}") for t, c in counts.items() for n in range(c)}
 
     live, rebuilt, outcome = make(), make(), Outcome()
     core = Core(live.values())
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.get("bootstrap"), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed",
-        max_partition_fetch_bytes=1 << 20, **ours,
+        bootstrap_servers=settings.get("bootstrap"),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=1 << 20,
+        **ours,
     )
     await consumer.start()
     try:
         changelog = {TopicPartition(changelog_name(prefix, app_id, t), n): (t, n) for t, n in live}
-        restore = await _read(consumer, list(changelog), None, progress, "live tables", lambda tp, rs: core.followed(
-            core.shards[changelog[tp]], ((r.key, r.value) for r in rs), rs[-1].offset + 1) and None)
-        del restore
+
+        def restore(tp: TopicPartition, records: list[Any]) -> None:
+            core.followed(core.shards[changelog[tp]], ((r.key, r.value) for r in records), records[-1].offset + 1)
+
+        await _read(consumer, list(changelog), None, progress, "live tables", restore)
         done = {name: max((row.applied for row in p.space(IDS, "").values()), default=-1) for name, p in live.items()}
         sources = {TopicPartition(prefix + t, n): (t, n) for t, n in live}
         starts = await consumer.beginning_offsets(list(sources))
@@ -79,7 +84,9 @@ async def run(settings: Any, tables: Schema, progress: Progress | None = None) -
             rebuilt[name].absorb(kept)
             rebuilt[name].outputs.clear()
 
-        await _read(consumer, [tp for tp, name in sources.items() if done[name] >= 0], {tp: done[name] + 1 for tp, name in sources.items()}, progress, "log", fold)
+        await _read(
+            consumer, [tp for tp, name in sources.items() if done[name] >= 0], {tp: done[name] + 1 for tp, name in sources.items()}, progress, "log", fold
+        )
     finally:
         await consumer.stop()
     for name, mine in live.items():
@@ -102,12 +109,19 @@ def compare(name: tuple[str, int], live: Partition, rebuilt: Partition, done: in
                 if a is None or b is None or a.applied != b.applied or table.dump(a) != table.dump(b):
                     outcome.n_different += 1
                     if len(outcome.differences) < 100:
-                        what = "is missing in the live table" if a is None else "is missing in the rebuilt table" if b is None else (
-                            f"is at offset {a.applied} live and {b.applied} rebuilt" if a.applied != b.applied else "differs")
+                        what = (
+                            "is missing in the live table"
+                            if a is None
+                            else "is missing in the rebuilt table"
+                            if b is None
+                            else (f"is at offset {a.applied} live and {b.applied} rebuilt" if a.applied != b.applied else "differs")
+                        )
                         outcome.differences.append(f"{name[0]}/{name[1]} {table.name} {tenant} {'|'.join(key)} {what}")
 
 
-async def _read(consumer: AIOKafkaConsumer, tps: list[TopicPartition], until: dict[TopicPartition, int] | None, progress: Progress | None, what: str, take: Any) -> None:
+async def _read(
+    consumer: AIOKafkaConsumer, tps: list[TopicPartition], until: dict[TopicPartition, int] | None, progress: Progress | None, what: str, take: Any
+) -> None:
     """Read partitions from their start up to their present end, or `until`."""
     if not tps:
         return
@@ -149,6 +163,8 @@ def replay(flags: dict[str, Any]) -> int:
             print(line)
         for name in outcome.truncated:
             print(f"{name}: the broker no longer keeps its head, so a rebuild starts later than the live table did")
-        print(f"{outcome.records} records rebuilt {outcome.rows} rows: {'equal' if not outcome.n_different else f'{outcome.n_different} differ'}"
-              + (f" ({outcome.in_flight} rows were being written and are left out)" if outcome.in_flight else ""))
+        print(
+            f"{outcome.records} records rebuilt {outcome.rows} rows: {'equal' if not outcome.n_different else f'{outcome.n_different} differ'}"
+            + (f" ({outcome.in_flight} rows were being written and are left out)" if outcome.in_flight else "")
+        )
     return 1 if outcome.n_different else 0

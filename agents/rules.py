@@ -100,13 +100,27 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         name = alert_id(tenant, rule.name, subject, period or day(time_us))
         _, ordinal = engine.board.standing(name)
         data = alert_data(
-            tenant=tenant, rule=rule.name, subject=subject, period=period or day(time_us), severity=level if kind == RESOLVED else verdict.level,
-            previous=level, value=verdict.value, threshold=verdict.threshold, message=verdict.message, reason=verdict.reason, evidence=evidence,
+            tenant=tenant,
+            rule=rule.name,
+            subject=subject,
+            period=period or day(time_us),
+            severity=level if kind == RESOLVED else verdict.level,
+            previous=level,
+            value=verdict.value,
+            threshold=verdict.threshold,
+            message=verdict.message,
+            reason=verdict.reason,
+            evidence=evidence,
         )
         source_id = f"{name}-{ordinal}"
         value = event_bytes(
-            type=kind, id=derived_id(rule.topic, tenant, source_id, kind, name), source=f"pulsefold/{engine.config.app_id}", time_us=time_us, tenant=tenant,
-            data=data, derivedfrom=source_id,
+            type=kind,
+            id=derived_id(rule.topic, tenant, source_id, kind, name),
+            source=f"pulsefold/{engine.config.app_id}",
+            time_us=time_us,
+            tenant=tenant,
+            data=data,
+            derivedfrom=source_id,
         )
         found = await engine.producer.send_and_wait(engine.alerts_topic, value, key=name.encode())
         engine.board.read(name.encode(), value, (found.partition, found.offset))
@@ -115,8 +129,11 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
     def _evidence(self, rule: MergedRule, tenant: str, key: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
         """Event time and place of the newest record that changed the subject."""
         place = max(
-            ((row.applied, partition.number) for partition in self.engine.partitions[rule.topic]
-             if (row := partition.spaces[rule.table.index].get(tenant, {}).get(key)) is not None),
+            (
+                (row.applied, partition.number)
+                for partition in self.engine.partitions[rule.topic]
+                if (row := partition.spaces[rule.table.index].get(tenant, {}).get(key)) is not None
+            ),
             default=(-1, 0),
         )
         reader = self.reader(tenant)

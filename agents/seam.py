@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import aiokafka
 import faust
-from aiokafka.errors import ConsumerStoppedError
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import ConsumerStoppedError
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport import drivers
@@ -93,9 +93,7 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
             **self.app.kafka_security,
         )
 
-    async def _fetch_records(
-        self, consumer: Any, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None
-    ) -> dict[TP, Span]:
+    async def _fetch_records(self, consumer: Any, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None) -> dict[TP, Span]:
         if not self.consumer.flow_active:
             return {}
         fetcher = consumer._fetcher
@@ -158,9 +156,7 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # faust is untyped here
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return
             self._read_offset[tp] = None  # Faust would drop what it takes for a repetition
-            yield tp, Chunk(
-                tp.topic, tp.partition, end - 1, 0.0, 0, [], None, (epochs[tp], start, end, records), None, 0, 0, tp, generation_id=generation
-            )
+            yield tp, Chunk(tp.topic, tp.partition, end - 1, 0.0, 0, [], None, (epochs[tp], start, end, records), None, 0, 0, tp, generation_id=generation)
 
     def fetch_positions(self) -> dict[TP, int]:
         """Where the next fetch of each assigned partition begins."""

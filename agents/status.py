@@ -52,12 +52,23 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
     partitions = []
     for shard in shards:
         one = counts([shard])
-        partitions.append({
-            "topic": engine.config.prefix + shard.partition.topic, "partition": shard.partition.number, "owner": shard.owned, "ready": shard.ready,
-            "absorbed": engine.absorbed(shard), "end": engine.ends.get((shard.partition.topic, shard.partition.number)),
-            "lag": engine.lag(shard), "committed": shard.committed, "safe": shard.safe, "stale_rows": shard.n_stale, "repaired_rows": shard.n_repaired,
-            "refused_chunks": shard.n_refused, **{name: one[name] for name in ("in", *NAMES)},
-        })
+        partitions.append(
+            {
+                "topic": engine.config.prefix + shard.partition.topic,
+                "partition": shard.partition.number,
+                "owner": shard.owned,
+                "ready": shard.ready,
+                "absorbed": engine.absorbed(shard),
+                "end": engine.ends.get((shard.partition.topic, shard.partition.number)),
+                "lag": engine.lag(shard),
+                "committed": shard.committed,
+                "safe": shard.safe,
+                "stale_rows": shard.n_stale,
+                "repaired_rows": shard.n_repaired,
+                "refused_chunks": shard.n_refused,
+                **{name: one[name] for name in ("in", *NAMES)},
+            }
+        )
     tables = []
     for table in engine.schema.tables:
         rows = [row for shard in shards for space in shard.partition.spaces[table.index].values() for row in space.values()]
@@ -65,8 +76,15 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
         size = sum(len(table.dump(row)) for row in sample)
         tables.append({"name": table.wire, "keys": len(rows), "bytes": round(size * len(rows) / len(sample)) if sample else 0})
     return {
-        "app_id": engine.config.app_id, "ready": engine.ready, "uptime_s": round(time.time() - engine.started_at, 3), "restored_s": engine.restored_s,
-        "counts": counts(shards), "partitions": partitions, "tables": tables, "lag": sum(p["lag"] for p in partitions), "engine": dict(engine.n),
+        "app_id": engine.config.app_id,
+        "ready": engine.ready,
+        "uptime_s": round(time.time() - engine.started_at, 3),
+        "restored_s": engine.restored_s,
+        "counts": counts(shards),
+        "partitions": partitions,
+        "tables": tables,
+        "lag": sum(p["lag"] for p in partitions),
+        "engine": dict(engine.n),
         "alerts": {"messages": engine.board.n_messages, "open": sum(e.open for e in engine.board.entries.values())},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin, _ in settings.describe()] if settings is not None else [],
     }
@@ -133,27 +151,41 @@ def openapi(views: Sequence[View]) -> dict[str, Any]:
         properties = msgspec.json.schema_components([view.params])[1][view.params.__name__]["properties"]
         required = [field.encode_name for field in msgspec.structs.fields(view.params) if field.required]
         params = [
-            {"name": name, "in": "path" if "{" + name + "}" in view.path else "query", "required": "{" + name + "}" in view.path or name in required, "schema": schema}
+            {
+                "name": name,
+                "in": "path" if "{" + name + "}" in view.path else "query",
+                "required": "{" + name + "}" in view.path or name in required,
+                "schema": schema,
+            }
             for name, schema in properties.items()
         ]
         ok = {"description": view.summary, "content": {"application/json": {"schema": {"type": "object"}}}}
         paths["/api/v1" + view.path] = {"get": {"summary": view.summary, "parameters": params, "responses": {"200": ok, **bad}}}
     plain = {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}, **bad}
     alert_params = [
-        {"name": name, "in": "query", "required": False, "schema": {"type": kind}} for name, kind in
-        (("state", "string"), ("rule", "string"), ("since", "string"), ("limit", "integer"), ("cursor", "string"))
+        {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
+        for name, kind in (("state", "string"), ("rule", "string"), ("since", "string"), ("limit", "integer"), ("cursor", "string"))
     ]
     paths["/api/v1/alerts"] = {"get": {"summary": "Alerts by their newest message", "parameters": alert_params, "responses": plain}}
     paths["/api/v1/status"] = {"get": {"summary": "Counts, lag, tables, settings", "responses": plain}}
     event = {"type": "object", "required": ["id", "type", "data"]}
-    paths["/api/v1/events"] = {"post": {
-        "summary": "One CloudEvent, or a batch",
-        "requestBody": {"required": True, "content": {
-            "application/cloudevents+json": {"schema": event}, "application/cloudevents-batch+json": {"schema": {"type": "array", "items": event}},
-        }},
-        "responses": {**plain, "413": error, "415": error, "503": error},
-    }}
+    paths["/api/v1/events"] = {
+        "post": {
+            "summary": "One CloudEvent, or a batch",
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/cloudevents+json": {"schema": event},
+                    "application/cloudevents-batch+json": {"schema": {"type": "array", "items": event}},
+                },
+            },
+            "responses": {**plain, "413": error, "415": error, "503": error},
+        }
+    }
     return {
-        "openapi": "3.1.0", "info": {"title": "pulsefold", "version": "1"}, "paths": paths,
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}, "security": [{"token": []}, {}],
+        "openapi": "3.1.0",
+        "info": {"title": "pulsefold", "version": "1"},
+        "paths": paths,
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"token": []}, {}],
     }

@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,12 @@ def data(plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np
     held = x[cut:]
     if plan.dataset == "digits":
         tiles = held.reshape(-1, 8, 8)
-        named = {"ink_top": tiles[:, :4].mean((1, 2)), "ink_bottom": tiles[:, 4:].mean((1, 2)), "ink_left": tiles[:, :, :4].mean((1, 2)), "ink_centre": tiles[:, 2:6, 2:6].mean((1, 2))}
+        named = {
+            "ink_top": tiles[:, :4].mean((1, 2)),
+            "ink_bottom": tiles[:, 4:].mean((1, 2)),
+            "ink_left": tiles[:, :, :4].mean((1, 2)),
+            "ink_centre": tiles[:, 2:6, 2:6].mean((1, 2)),
+        }
     else:
         named = {str(name).replace(" ", "_"): held[:, i] for i, name in enumerate(bunch.feature_names[:4])}
     return x[:cut], y[:cut], held, y[cut:], named, int(y.max()) + 1
@@ -90,7 +96,7 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
     publisher.publish(events.GoalCreated(goal_id=f"{name}-loss", description=f"{name} gets its loss to 0.15", target=0.15, direction="at_most", task_type=name))
     if plan.budget_usd:
         low, high = plan.budget_usd
-        limits = [events.Limit(level="warning", at=low), events.Limit(level="shutdown", at=high)]
+        limits = [events.Limit(level="warning", at=Decimal(str(low))), events.Limit(level="shutdown", at=Decimal(str(high)))]
         publisher.publish(events.BudgetSet(scope=f"model:{name}", period="daily", limits=limits))
     spent_cpu = time.process_time()
     cursor = 0
@@ -106,10 +112,17 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
             gradient = x[batch].T @ p / len(batch)
             weights -= rate * gradient
             bias -= rate * p.mean(0)
-            publisher.publish(events.MetricRecorded(
-                metric_type="train", model=name, run=name, epoch=epoch, step=epoch * STEPS + step,
-                values={"loss": losses[-1], "grad_norm": float(np.linalg.norm(gradient))}, tags=[plan.dataset],
-            ))
+            publisher.publish(
+                events.MetricRecorded(
+                    metric_type="train",
+                    model=name,
+                    run=name,
+                    epoch=epoch,
+                    step=epoch * STEPS + step,
+                    values={"loss": losses[-1], "grad_norm": float(np.linalg.norm(gradient))},
+                    tags=[plan.dataset],
+                )
+            )
             if pace_s:
                 time.sleep(pace_s)
         drifting = plan.drift_at is not None and epoch >= EPOCHS * plan.drift_at
@@ -119,21 +132,32 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
         publisher.publish(events.MetricRecorded(metric_type="held_out", model=name, run=name, epoch=epoch, values={"accuracy": accuracy}, tags=[plan.dataset]))
         change = abs(loss - last_loss) if last_loss is not None else loss
         last_loss = loss
-        publisher.publish(events.LearningRecorded(
-            task_type=name, performance_score=accuracy, learning_rate=rate, episode_count=(epoch + 1) * STEPS, convergence_metric=change, run=name
-        ))
+        publisher.publish(
+            events.LearningRecorded(
+                task_type=name, performance_score=accuracy, learning_rate=rate, episode_count=(epoch + 1) * STEPS, convergence_metric=change, run=name
+            )
+        )
         publisher.publish(events.GoalProgressed(goal_id=f"{name}-accuracy", current=accuracy, task_type=name))
         publisher.publish(events.GoalProgressed(goal_id=f"{name}-loss", current=loss, task_type=name))
         forecast(name, publisher, chances, held_y, named, prefix, cursor, epoch, shift=drifting, rng=rng)
         cursor += FORECASTS
         now = time.process_time()
-        publisher.publish(events.CostIncurred(cost=f"{(now - spent_cpu) * USD_PER_CPU_SECOND:.6f}", model=name, run=name, tags=[plan.dataset]))
+        publisher.publish(events.CostIncurred(cost=Decimal(f"{(now - spent_cpu) * USD_PER_CPU_SECOND:.6f}"), model=name, run=name, tags=[plan.dataset]))
         spent_cpu = now
 
 
 def forecast(
-    name: str, publisher: SyncPublisher, chances: NDArray[np.float64], truth: NDArray[np.int64], named: dict[str, NDArray[np.float64]], prefix: str,
-    cursor: int, epoch: int, *, shift: bool, rng: np.random.Generator,
+    name: str,
+    publisher: SyncPublisher,
+    chances: NDArray[np.float64],
+    truth: NDArray[np.int64],
+    named: dict[str, NDArray[np.float64]],
+    prefix: str,
+    cursor: int,
+    epoch: int,
+    *,
+    shift: bool,
+    rng: np.random.Generator,
 ) -> None:
     """Forecasts on held-out samples with the model's probabilities, and how they turned out."""
     for i in range(FORECASTS):
@@ -144,10 +168,14 @@ def forecast(
         inputs = {prefix + key: round(float(values[sample]) + (float(rng.normal(0, 4)) if shift else 0.0), 6) for key, values in named.items()}
         identity = f"{name}-{epoch}-{i}"
         confidence, margin = float(p[-1]), float(p[-1] - p[-2])
-        publisher.publish(events.ForecastIssued(
-            forecast_id=identity, model=name, confidence=confidence, fragility=1 - margin, certified=margin > 0.5, prediction=guess, inputs=inputs
-        ))
-        publisher.publish(events.ForecastResolved(forecast_id=identity, model=name, success=success, actual=int(truth[sample]), probability=confidence, inputs=inputs))
+        publisher.publish(
+            events.ForecastIssued(
+                forecast_id=identity, model=name, confidence=confidence, fragility=1 - margin, certified=margin > 0.5, prediction=guess, inputs=inputs
+            )
+        )
+        publisher.publish(
+            events.ForecastResolved(forecast_id=identity, model=name, success=success, actual=int(truth[sample]), probability=confidence, inputs=inputs)
+        )
         publisher.publish(events.TrustObserved(kind="model", id=name, success=success))
         publisher.observe_many([events.Observation(kind="variable", id=key, success=success) for key in inputs])
 

@@ -40,7 +40,14 @@ def trust(n: int, keys: int) -> list[tuple[str, bytes, bytes]]:
         value = (
             b'{"specversion":"1.0","id":"%b","source":"bench","type":"trust.observed.v1","time":"2026-11-01T00:%02d:%02d.%06dZ",'
             b'"data":{"kind":"variable","id":"%b","success":%b}}'
-            % (uuid.UUID(int=rng.getrandbits(128)).hex[:20].encode(), i // 60 % 60, i % 60, i % 1_000_000, name.encode(), b"true" if rng.random() < 0.7 else b"false")
+            % (
+                uuid.UUID(int=rng.getrandbits(128)).hex[:20].encode(),
+                i // 60 % 60,
+                i % 60,
+                i % 1_000_000,
+                name.encode(),
+                b"true" if rng.random() < 0.7 else b"false",
+            )
         )
         out.append(("judgments", f"default|variable|{name}".encode(), value))
     return out
@@ -53,9 +60,19 @@ def forecasts(n: int) -> list[tuple[str, bytes, bytes]]:
     for i in range(n):
         model = f"m{rng.randrange(200)}"
         body = {
-            "specversion": "1.0", "id": f"f{i}", "source": "bench", "type": "forecast.issued.v1", "time": f"2026-11-01T00:{i // 60 % 60:02d}:{i % 60:02d}Z",
-            "data": {"forecast_id": f"f{i}", "model": model, "confidence": round(rng.random(), 4), "fragility": round(rng.random(), 4), "certified": rng.random() < 0.8,
-                     "inputs": {f"x{rng.randrange(1000)}": round(rng.gauss(0, 1), 4) for _ in range(5)}},
+            "specversion": "1.0",
+            "id": f"f{i}",
+            "source": "bench",
+            "type": "forecast.issued.v1",
+            "time": f"2026-11-01T00:{i // 60 % 60:02d}:{i % 60:02d}Z",
+            "data": {
+                "forecast_id": f"f{i}",
+                "model": model,
+                "confidence": round(rng.random(), 4),
+                "fragility": round(rng.random(), 4),
+                "certified": rng.random() < 0.8,
+                "inputs": {f"x{rng.randrange(1000)}": round(rng.gauss(0, 1), 4) for _ in range(5)},
+            },
         }
         out.append(("forecasts", f"default|{model}".encode(), json.dumps(body, separators=(",", ":")).encode()))
     return out
@@ -68,7 +85,11 @@ def metrics(n: int) -> list[tuple[str, bytes, bytes]]:
     for i in range(n):
         run = f"r{rng.randrange(100)}"
         body = {
-            "specversion": "1.0", "id": f"e{i}", "source": "bench", "type": "metric.recorded.v1", "time": f"2026-11-01T{i // 36000 % 24:02d}:{i // 600 % 60:02d}:{i // 10 % 60:02d}Z",
+            "specversion": "1.0",
+            "id": f"e{i}",
+            "source": "bench",
+            "type": "metric.recorded.v1",
+            "time": f"2026-11-01T{i // 36000 % 24:02d}:{i // 600 % 60:02d}:{i // 10 % 60:02d}Z",
             "data": {"metric_type": "loss", "model": "m", "run": run, "value": round(rng.random(), 5), "step": i},
         }
         out.append(("training", f"default|{run}".encode(), json.dumps(body, separators=(",", ":")).encode()))
@@ -85,7 +106,16 @@ WORKLOADS: dict[str, Callable[[int], list[tuple[str, bytes, bytes]]]] = {
 
 def fill(bootstrap: str, prefix: str, records: list[tuple[str, bytes, bytes]]) -> None:
     """Produce the records."""
-    producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "linger.ms": 20, "queue.buffering.max.messages": 1_000_000, "compression.type": "none", "enable.idempotence": True})
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "partitioner": "murmur2_random",
+            "linger.ms": 20,
+            "queue.buffering.max.messages": 1_000_000,
+            "compression.type": "none",
+            "enable.idempotence": True,
+        }
+    )
     for topic, key, value in records:
         while True:
             try:
@@ -139,8 +169,24 @@ async def plain(bootstrap: str, topic: str, total: int, fold: bool) -> dict[str,
 
 def worker(bootstrap: str, prefix: str, total: int, port: int) -> dict[str, float]:
     """The product as a user runs it; timed by its own counters from the first record to the last acknowledged row."""
-    words = [sys.executable, "-m", "agents.main", "worker", "--bootstrap", bootstrap, "--topic-prefix", prefix, "--app-id", f"bench-{uuid.uuid4().hex[:8]}",
-             "--web-port", str(port), "--log-level", "warning", "--partitions", str(PARTITIONS)]
+    words = [
+        sys.executable,
+        "-m",
+        "agents.main",
+        "worker",
+        "--bootstrap",
+        bootstrap,
+        "--topic-prefix",
+        prefix,
+        "--app-id",
+        f"bench-{uuid.uuid4().hex[:8]}",
+        "--web-port",
+        str(port),
+        "--log-level",
+        "warning",
+        "--partitions",
+        str(PARTITIONS),
+    ]
     app_id = words[words.index("--app-id") + 1]
     subprocess.run([sys.executable, "-m", "benchmarks.topics", bootstrap, prefix, app_id, str(PARTITIONS)], check=True)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, "PULSEFOLD_OUTPUTS": "on"})
@@ -202,13 +248,31 @@ def main() -> None:
             found: dict[str, list[dict[str, float]]] = {"fetch": [], "fold": [], "worker": []}
             for turn in range(words.repeat):
                 for role in ("fetch", "fold"):
-                    out = subprocess.run([sys.executable, "-m", "benchmarks.throughput", "--role", role, "--bootstrap", bootstrap, "--topic", topic, "--events", str(len(records))],
-                                         check=True, capture_output=True)
+                    out = subprocess.run(
+                        [
+                            sys.executable,
+                            "-m",
+                            "benchmarks.throughput",
+                            "--role",
+                            role,
+                            "--bootstrap",
+                            bootstrap,
+                            "--topic",
+                            topic,
+                            "--events",
+                            str(len(records)),
+                        ],
+                        check=True,
+                        capture_output=True,
+                    )
                     found[role].append(json.loads(out.stdout))
                 found["worker"].append(worker(bootstrap, prefix, len(records), 7100 + index * 10 + turn))
             median = {role: statistics.median(one["per_s"] for one in ones) for role, ones in found.items()}
             rss = max(one["rss_mb"] for one in found["worker"])
-            print(f"{name:32} {median['fetch']:9.0f} {median['fold']:9.0f} {median['worker']:9.0f} {median['worker'] / median['fold']:6.2f} {rss:9.0f}", flush=True)
+            print(
+                f"{name:32} {median['fetch']:9.0f} {median['fold']:9.0f} {median['worker']:9.0f} {median['worker'] / median['fold']:6.2f} {rss:9.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

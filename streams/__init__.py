@@ -24,9 +24,18 @@ _HOME = {
     "InvalidEvent": "codec", "Publisher": "publisher", "PulsefoldError": "errors", "SyncPublisher": "publisher", "TopicProblem": "errors",
 }  # fmt: skip
 __all__ = [
-    "Alert", "AlertSubscriber", "BrokerUnavailable", "ConfigError", "DeliveryReport", "InvalidEvent", "Publisher", "PulsefoldError", "SyncPublisher", "TopicProblem",
+    "Alert",
+    "AlertSubscriber",
+    "BrokerUnavailable",
+    "ConfigError",
+    "DeliveryReport",
+    "InvalidEvent",
+    "Publisher",
+    "PulsefoldError",
+    "SyncPublisher",
+    "TopicProblem",
     "events",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

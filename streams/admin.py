@@ -20,8 +20,12 @@ class _Gets(Protocol):
 def specs(settings: _Gets) -> list[TopicSpec]:
     """The topics that these settings ask for."""
     return topic_specs(
-        settings.get("topic_prefix"), settings.get("app_id"), settings.get("partitions"), retention_days=settings.get("topic_retention_days"),
-        changelog_lag_ms=settings.get("changelog_lag_ms"), replication=settings.get("replication"),
+        settings.get("topic_prefix"),
+        settings.get("app_id"),
+        settings.get("partitions"),
+        retention_days=settings.get("topic_retention_days"),
+        changelog_lag_ms=settings.get("changelog_lag_ms"),
+        replication=settings.get("replication"),
     )
 
 
@@ -100,7 +104,11 @@ def create_topics(settings: _Gets, *, security: Mapping[str, Any] | None = None,
     there = _topics(client, bootstrap, timeout_s)
     wanted = [spec for spec in specs(settings) if spec.name not in there]
     created = []
-    futures = client.create_topics([NewTopic(s.name, num_partitions=s.partitions, replication_factor=s.replication, config=s.config) for s in wanted]) if wanted else {}
+    futures = (
+        client.create_topics([NewTopic(s.name, num_partitions=s.partitions, replication_factor=s.replication, config=s.config) for s in wanted])
+        if wanted
+        else {}
+    )
     for name, future in futures.items():
         try:
             future.result(timeout_s)

@@ -94,6 +94,9 @@ def decode(raw: bytes | None) -> Event:
             _known_tenants.add(tenant)
     if not event.id.isprintable():
         _printable("id", event.id)
+    moment = event.time
+    if moment is not None and not 1970 <= moment.year < 9999:
+        raise _bad("time", "expected a moment of the years 1970 to 9998")
     data = event.data
     check = _CHECKS.get(data.__class__, _names)
     check(data)

@@ -1,10 +1,10 @@
 """The errors of the SDK and the commands.
 
-    PulsefoldError
-    ├── ConfigError        yours: a setting is unusable (names it)
-    ├── InvalidEvent       yours: an event breaks the contract (names the field); in `codec`
-    ├── BrokerUnavailable  the world's: no broker answers there
-    └── TopicProblem       yours: a topic is missing or differs from what is needed
+PulsefoldError
+├── ConfigError        yours: a setting is unusable (names it)
+├── InvalidEvent       yours: an event breaks the contract (names the field); in `codec`
+├── BrokerUnavailable  the world's: no broker answers there
+└── TopicProblem       yours: a topic is missing or differs from what is needed
 """
 
 from __future__ import annotations

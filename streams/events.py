@@ -603,14 +603,19 @@ OUTPUT_EVENTS: tuple[type[Data], ...] = (AlertOpened, AlertEscalated, AlertEased
 
 def _envelope(data: type[Data]) -> type[Event]:
     return msgspec.defstruct(  # type: ignore[return-value]  # built from Event
-        data.__name__ + "Event", [("data", data)], bases=(Event,), tag_field="type", tag=data.TYPE, frozen=True, kw_only=True, omit_defaults=True,
+        data.__name__ + "Event",
+        [("data", data)],
+        bases=(Event,),
+        tag_field="type",
+        tag=data.TYPE,
+        frozen=True,
+        kw_only=True,
+        omit_defaults=True,
         module=__name__,
     )
 
 
-EVENT_TYPES: dict[str, EventType] = {
-    data.TYPE: EventType(data.TYPE, data.TOPIC, data, _envelope(data)) for data in (*SOURCE_EVENTS, *OUTPUT_EVENTS)
-}
+EVENT_TYPES: dict[str, EventType] = {data.TYPE: EventType(data.TYPE, data.TOPIC, data, _envelope(data)) for data in (*SOURCE_EVENTS, *OUTPUT_EVENTS)}
 """Every type by its name on the wire."""
 
 AnyEvent: Any = Union[tuple(kind.envelope for kind in EVENT_TYPES.values())]  # noqa: UP007 - made at run time

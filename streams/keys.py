@@ -61,6 +61,7 @@ def record_key(event: Event) -> bytes:
 
 
 def _by_topic(tenant: str, data: Data) -> bytes:
+    names: tuple[str, ...] = ()
     if data.TOPIC == "training":
         names = ("run", "task_type", "model")
     elif data.TOPIC == "judgments":
@@ -70,8 +71,6 @@ def _by_topic(tenant: str, data: Data) -> bytes:
     elif data.TOPIC == "scores":
         kind = data.TYPE.split(".")[0]
         return encode_key(tenant, kind, getattr(data, "name", None) or getattr(data, "agent", None))
-    else:
-        names = ()
     for name in names:
         value = getattr(data, name, None)
         if value is not None:

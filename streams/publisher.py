@@ -93,9 +93,21 @@ class SyncPublisher:
     """
 
     def __init__(
-        self, bootstrap: str, *, prefix: str = "pulsefold.", tenant: str = "default", source: str | None = None, batch_size: int = 50, linger_ms: int = 50,
-        max_queue: int = 100_000, max_block_ms: float = 100.0, on_full: Literal["drop", "spool"] = "drop", spool: str | os.PathLike[str] | None = None,
-        spool_max_bytes: int = 1 << 30, delivery_timeout_ms: int = 120_000, config: Mapping[str, Any] | None = None,
+        self,
+        bootstrap: str,
+        *,
+        prefix: str = "pulsefold.",
+        tenant: str = "default",
+        source: str | None = None,
+        batch_size: int = 50,
+        linger_ms: int = 50,
+        max_queue: int = 100_000,
+        max_block_ms: float = 100.0,
+        on_full: Literal["drop", "spool"] = "drop",
+        spool: str | os.PathLike[str] | None = None,
+        spool_max_bytes: int = 1 << 30,
+        delivery_timeout_ms: int = 120_000,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         if on_full == "spool" and spool is None:
             raise PulsefoldError("on_full: spool needs the file to spool to: spool=PATH")
@@ -112,22 +124,39 @@ class SyncPublisher:
         self._closed = False
         self._spool = Spool(os.fspath(spool), spool_max_bytes) if spool is not None else None
         self._unsent = 0
-        self._producer = Producer({
-            "bootstrap.servers": bootstrap, "enable.idempotence": True, "acks": "all", "compression.type": "zstd", "partitioner": "murmur2_random",
-            "linger.ms": linger_ms, "batch.num.messages": batch_size, "queue.buffering.max.messages": max_queue, "message.max.bytes": 4 << 20,
-            "message.timeout.ms": delivery_timeout_ms, "allow.auto.create.topics": False, "log_level": 0, **(config or {}),
-        })
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap,
+                "enable.idempotence": True,
+                "acks": "all",
+                "compression.type": "zstd",
+                "partitioner": "murmur2_random",
+                "linger.ms": linger_ms,
+                "batch.num.messages": batch_size,
+                "queue.buffering.max.messages": max_queue,
+                "message.max.bytes": 4 << 20,
+                "message.timeout.ms": delivery_timeout_ms,
+                "allow.auto.create.topics": False,
+                "log_level": 0,
+                **(config or {}),
+            }
+        )
         self._stop = threading.Event()
         self._poller = threading.Thread(target=_poll, args=(weakref.ref(self), self._producer, self._stop), name="pulsefold-acks", daemon=True)
         self._poller.start()
-        self._at_exit = weakref.WeakMethod(self.close)
+        self._at_exit: weakref.WeakMethod[Callable[..., object]] = weakref.WeakMethod(self.close)
         atexit.register(_close_at_exit, self._at_exit)
         self._resend()
 
     # ---- publishing
 
     def publish(
-        self, event: Data | Event | Mapping[str, Any], *, tenant: str | None = None, id: str | None = None, time: datetime | None = None,
+        self,
+        event: Data | Event | Mapping[str, Any],
+        *,
+        tenant: str | None = None,
+        id: str | None = None,
+        time: datetime | None = None,
         on_delivery: Callable[[str, BaseException | None], None] | None = None,
     ) -> str:
         """Check an event and hand it over for sending; returns its id.
@@ -210,8 +239,12 @@ class SyncPublisher:
         else:
             body = dict(event)
         body = {
-            "specversion": body.get("specversion", "1.0"), "id": id or body.get("id") or new_id(), "source": body.get("source") or self.source,
-            "type": body.get("type"), "time": time or body.get("time") or datetime.now(UTC), "tenant": tenant or body.get("tenant") or self.tenant,
+            "specversion": body.get("specversion", "1.0"),
+            "id": id or body.get("id") or new_id(),
+            "source": body.get("source") or self.source,
+            "type": body.get("type"),
+            "time": time or body.get("time") or datetime.now(UTC),
+            "tenant": tenant or body.get("tenant") or self.tenant,
             **{name: value for name, value in body.items() if name not in ("specversion", "id", "source", "type", "time", "tenant") and value is not None},
         }
         raw = _encode(body)
@@ -314,7 +347,7 @@ def _poll(owner: weakref.ref[SyncPublisher], producer: Producer, stop: threading
     producer.poll(0)
 
 
-def _close_at_exit(close: weakref.WeakMethod[Callable[[], object]]) -> None:
+def _close_at_exit(close: weakref.WeakMethod[Callable[..., object]]) -> None:
     method = close()
     if method is not None:
         method()

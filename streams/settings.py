@@ -109,7 +109,9 @@ def declare(fold_settings: Sequence[type[msgspec.Struct]]) -> dict[str, Setting]
     for struct in fold_settings:
         hints = get_type_hints(struct, include_extras=True)
         for info in msgspec.structs.fields(struct):
-            default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory() if info.default_factory is not msgspec.NODEFAULT else None
+            default = (
+                info.default if info.default is not msgspec.NODEFAULT else info.default_factory() if info.default_factory is not msgspec.NODEFAULT else None
+            )
             keyed = get_origin(hints[info.name]) is dict and isinstance(default, dict) and "" in default
             declared[info.name] = Setting(info.name, hints[info.name], default, f"of {struct.__name__}; see its documentation", keyed=keyed)
     return declared

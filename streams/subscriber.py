@@ -54,7 +54,13 @@ class AlertSubscriber:
     """
 
     def __init__(
-        self, bootstrap: str, *, prefix: str = "pulsefold.", tenant: str | None = None, group: str | None = None, since: Literal["latest", "earliest"] = "latest",
+        self,
+        bootstrap: str,
+        *,
+        prefix: str = "pulsefold.",
+        tenant: str | None = None,
+        group: str | None = None,
+        since: Literal["latest", "earliest"] = "latest",
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.bootstrap = bootstrap
@@ -63,10 +69,18 @@ class AlertSubscriber:
         self.group = group
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._last: Message | None = None
-        self._consumer = Consumer({
-            "bootstrap.servers": bootstrap, "group.id": group or f"pulsefold-alerts-{uuid.uuid4().hex}", "enable.auto.commit": False,
-            "auto.offset.reset": since, "isolation.level": "read_committed", "allow.auto.create.topics": False, "log_level": 0, **(config or {}),
-        })
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": group or f"pulsefold-alerts-{uuid.uuid4().hex}",
+                "enable.auto.commit": False,
+                "auto.offset.reset": since,
+                "isolation.level": "read_committed",
+                "allow.auto.create.topics": False,
+                "log_level": 0,
+                **(config or {}),
+            }
+        )
 
     async def __aenter__(self) -> AlertSubscriber:
         def start() -> None:

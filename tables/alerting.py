@@ -40,14 +40,35 @@ def change_type(previous: str, level: str) -> str | None:
 
 
 def alert_data(
-    *, tenant: str, rule: str, subject: str, period: str, severity: str, previous: str, value: float | None, threshold: float | None,
-    message: str, evidence: dict[str, Any], reason: str | None = None, late: bool = False, notice: bool = False,
-    related: list[str] | None = None, extra: dict[str, Any] | None = None,
+    *,
+    tenant: str,
+    rule: str,
+    subject: str,
+    period: str,
+    severity: str,
+    previous: str,
+    value: float | None,
+    threshold: float | None,
+    message: str,
+    evidence: dict[str, Any],
+    reason: str | None = None,
+    late: bool = False,
+    notice: bool = False,
+    related: list[str] | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Body of an alert message (contract §3); absent optional fields are left out."""
     data: dict[str, Any] = {
-        "alert_id": alert_id(tenant, rule, subject, period), "rule": rule, "severity": severity, "subject": subject, "period": period,
-        "value": value, "threshold": threshold, "previous": previous, "message": message, "evidence": evidence,
+        "alert_id": alert_id(tenant, rule, subject, period),
+        "rule": rule,
+        "severity": severity,
+        "subject": subject,
+        "period": period,
+        "value": value,
+        "threshold": threshold,
+        "previous": previous,
+        "message": message,
+        "evidence": evidence,
     }
     if reason is not None:
         data["reason"] = reason
@@ -63,8 +84,21 @@ def alert_data(
 
 
 def emit(
-    p: Partition, event: Event, *, rule: str, subject: str, period: str, previous: str, level: str, value: float | None,
-    threshold: float | None, message: str, type: str | None = None, reason: str | None = None, late: bool = False, notice: bool = False,
+    p: Partition,
+    event: Event,
+    *,
+    rule: str,
+    subject: str,
+    period: str,
+    previous: str,
+    level: str,
+    value: float | None,
+    threshold: float | None,
+    message: str,
+    type: str | None = None,
+    reason: str | None = None,
+    late: bool = False,
+    notice: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> None:
     """Put out the message for a change of level, caused by the event being absorbed.
@@ -81,13 +115,22 @@ def emit(
         return
     severity = previous if kind == RESOLVED else level
     data = alert_data(
-        tenant=event.tenant, rule=rule, subject=subject, period=period, severity=severity, previous=previous, value=value,
-        threshold=threshold, message=message, reason=reason, late=late, notice=notice, extra=extra,
+        tenant=event.tenant,
+        rule=rule,
+        subject=subject,
+        period=period,
+        severity=severity,
+        previous=previous,
+        value=value,
+        threshold=threshold,
+        message=message,
+        reason=reason,
+        late=late,
+        notice=notice,
+        extra=extra,
         evidence={"topic": p.topic, "partition": p.number, "offset": p.offset},
     )
     name = data["alert_id"]
     source_id = derived_id(p.topic, event.tenant, event.id, kind, name)
-    value_bytes = event_bytes(
-        type=kind, id=source_id, source=p.source, time_us=p.time_us, tenant=event.tenant, data=data, derivedfrom=event.id
-    )
+    value_bytes = event_bytes(type=kind, id=source_id, source=p.source, time_us=p.time_us, tenant=event.tenant, data=data, derivedfrom=event.id)
     p.publish("alerts", name.encode(), value_bytes)

@@ -135,9 +135,7 @@ def limit_of(limits: Limits, level: int) -> int | None:
     return None
 
 
-def judge(
-    p: Partition, event: Event, *, scope: str, kind: str, period: str, limits: Limits, micro: int, level: int
-) -> int:
+def judge(p: Partition, event: Event, *, scope: str, kind: str, period: str, limits: Limits, micro: int, level: int) -> int:
     """Tell the change of level of a period that has not ended; returns the level now.
 
     Args:
@@ -149,14 +147,22 @@ def judge(
     reached = level_of(limits, micro)
     if reached != level:
         threshold = limit_of(limits, reached)
-        _tell(p, event, scope=scope, kind=kind, period=period, micro=micro, previous=level, level=reached, threshold=threshold,
-              reason=None if reached else "below_limit")
+        _tell(
+            p,
+            event,
+            scope=scope,
+            kind=kind,
+            period=period,
+            micro=micro,
+            previous=level,
+            level=reached,
+            threshold=threshold,
+            reason=None if reached else "below_limit",
+        )
     return reached
 
 
-def judge_late(
-    p: Partition, event: Event, *, scope: str, kind: str, period: str, limits: Limits, micro: int, told: int
-) -> int:
+def judge_late(p: Partition, event: Event, *, scope: str, kind: str, period: str, limits: Limits, micro: int, told: int) -> int:
     """As `judge` for a period that has ended; returns the highest level told for it."""
     reached = level_of(limits, micro)
     if reached <= told:
@@ -168,36 +174,58 @@ def judge_late(
 
 
 def end(
-    p: Partition, event: Event, *, scope: str, kind: str, period: str, limits: Limits, micro: int, level: int,
+    p: Partition,
+    event: Event,
+    *,
+    scope: str,
+    kind: str,
+    period: str,
+    limits: Limits,
+    micro: int,
+    level: int,
     reason: str = "period_ended",
 ) -> None:
     """Resolve what is open at `level` because its period ended or its budget was removed."""
     if level:
-        _tell(p, event, scope=scope, kind=kind, period=period, micro=micro, previous=level, level=0,
-              threshold=limit_of(limits, level), reason=reason)
+        _tell(p, event, scope=scope, kind=kind, period=period, micro=micro, previous=level, level=0, threshold=limit_of(limits, level), reason=reason)
 
 
 def _tell(
-    p: Partition, event: Event, *, scope: str, kind: str, period: str, micro: int, previous: int, level: int, threshold: int | None,
-    reason: str | None = None, late: bool = False,
+    p: Partition,
+    event: Event,
+    *,
+    scope: str,
+    kind: str,
+    period: str,
+    micro: int,
+    previous: int,
+    level: int,
+    threshold: int | None,
+    reason: str | None = None,
+    late: bool = False,
 ) -> None:
     emit(
-        p, event, rule=RULES[kind], subject=escape(scope), period=period, previous=LEVELS[previous], level=LEVELS[level],
-        value=usd(micro), threshold=None if threshold is None else usd(threshold), reason=reason, late=late,
+        p,
+        event,
+        rule=RULES[kind],
+        subject=escape(scope),
+        period=period,
+        previous=LEVELS[previous],
+        level=LEVELS[level],
+        value=usd(micro),
+        threshold=None if threshold is None else usd(threshold),
+        reason=reason,
+        late=late,
         type=OPENED if late else RESOLVED if reason else None,
         message=_message(scope, kind, period, micro, previous, level, threshold, reason, late),
     )
 
 
-def _message(
-    scope: str, kind: str, period: str, micro: int, previous: int, level: int, threshold: int | None, reason: str | None, late: bool
-) -> str:
+def _message(scope: str, kind: str, period: str, micro: int, previous: int, level: int, threshold: int | None, reason: str | None, late: bool) -> str:
     """One sentence a person can act on."""
     kind_of_scope, _, name = scope.partition(":")
     who = f"{kind_of_scope.capitalize()} {name}" if name else "The tenant"
-    when = {"daily": f"on {period}", "monthly": f"in {period}", "total": "in all"}.get(
-        kind, "in all" if period == "all" else f"since {period}"
-    )
+    when = {"daily": f"on {period}", "monthly": f"in {period}", "total": "in all"}.get(kind, "in all" if period == "all" else f"since {period}")
     spent = f"{who} spent {usd_text(micro)} USD {when}"
     limit = "" if threshold is None else f"{usd_text(threshold)} USD"
     if reason == "period_ended":
@@ -212,4 +240,3 @@ def _message(
         return f"{spent}, back from {LEVELS[previous]} to the {LEVELS[level]} limit of {limit} of its {kind} budget: keep an eye on it."
     act = "stop spending or raise the budget" if level == SHUTDOWN else "slow down or raise the budget"
     return f"{spent} and reached the {LEVELS[level]} limit of {limit} of its {kind} budget: {act}."
-

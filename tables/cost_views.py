@@ -88,10 +88,18 @@ class _Views:
         days = self._days(reader, asked.scope, since, until) if not whole or asked.by in ("day", "month") else {}
         sums: Sums = ledger if whole else _total(days.values())
         answer: dict[str, Any] = {
-            "scope": asked.scope, "total_micro_usd": sums.micro, "total_usd": usd(sums.micro), "estimated_micro_usd": sums.estimated,
-            "estimated_events": sums.estimated_events, "refunded_micro_usd": sums.refunded, "refunds": sums.refunds,
-            "api_calls": sums.api_calls, "token_usage": sums.token_usage, "events": sums.events,
-            "first": rfc3339_or_none(ledger.first_us), "last": rfc3339_or_none(ledger.last_us),
+            "scope": asked.scope,
+            "total_micro_usd": sums.micro,
+            "total_usd": usd(sums.micro),
+            "estimated_micro_usd": sums.estimated,
+            "estimated_events": sums.estimated_events,
+            "refunded_micro_usd": sums.refunded,
+            "refunds": sums.refunds,
+            "api_calls": sums.api_calls,
+            "token_usage": sums.token_usage,
+            "events": sums.events,
+            "first": rfc3339_or_none(ledger.first_us),
+            "last": rfc3339_or_none(ledger.last_us),
         }
         if asked.by == "day":
             answer["days"] = {day_name(day): usd(days[day].micro) for day in sorted(days)}
@@ -113,12 +121,12 @@ class _Views:
         if since is None and until is None:
             for key, ledgers in reader.scan(self.kept.ledgers):
                 if key[0].startswith(prefix) and any(ledger.events or ledger.refunds for ledger in ledgers):
-                    found[key[0][len(prefix):]] = sum(ledger.micro for ledger in ledgers)
+                    found[key[0][len(prefix) :]] = sum(ledger.micro for ledger in ledgers)
         else:
             for key, months in reader.scan(self.kept.months):
                 if key[0].startswith(prefix):
-                    name = key[0][len(prefix):]
-                    for day in _kept_days(months, since, until).values():
+                    name = key[0][len(prefix) :]
+                    for day in _kept_days(months, self._since(reader, key[0], since), until).values():
                         found[name] = found.get(name, 0) + day.micro
         return {name: usd(found[name]) for name in sorted(found)}
 
@@ -128,15 +136,25 @@ class _Views:
         ledger, at_us = self._known(reader, asked.scope, asked.at)
         standing = self._standing(reader, asked.scope, ledger, at_us // DAY_US)
         return {
-            "scope": asked.scope, "status": _worst(standing), "total_usd": usd(ledger.micro), "cumulative_usd": usd(ledger.cumulative),
+            "scope": asked.scope,
+            "status": _worst(standing),
+            "total_usd": usd(ledger.micro),
+            "cumulative_usd": usd(ledger.cumulative),
             "budgets": [
                 {
-                    "rule": RULES[kind], "period": period, "sum_usd": usd(micro), "limits": _shown(limits),
-                    "level": LEVELS[level_of(limits, micro)], "percent_used": _percent_used(micro, limits), "ends": ends,
+                    "rule": RULES[kind],
+                    "period": period,
+                    "sum_usd": usd(micro),
+                    "limits": _shown(limits),
+                    "level": LEVELS[level_of(limits, micro)],
+                    "percent_used": _percent_used(micro, limits),
+                    "ends": ends,
                 }
                 for kind, period, ends, micro, limits in standing
             ],
-            "rates": None, "at": rfc3339(at_us), "as_of": rfc3339_or_none(reader.as_of()),
+            "rates": None,
+            "at": rfc3339(at_us),
+            "as_of": rfc3339_or_none(reader.as_of()),
         }
 
     def check(self, reader: Reader, asked: CheckParams) -> dict[str, Any]:
@@ -148,8 +166,14 @@ class _Views:
             standing += [(TENANT, *each) for each in self._standing(reader, TENANT, whole, at_us // DAY_US)]
         limits = [
             {
-                "scope": scope, "rule": RULES[kind], "period": period, "level": LEVELS[level], "at_usd": usd(at), "current_usd": usd(micro),
-                "after_usd": usd(micro + amount), "exceeds": micro + amount > at,
+                "scope": scope,
+                "rule": RULES[kind],
+                "period": period,
+                "level": LEVELS[level],
+                "at_usd": usd(at),
+                "current_usd": usd(micro),
+                "after_usd": usd(micro + amount),
+                "exceeds": micro + amount > at,
             }
             for scope, kind, period, _, micro, levels in standing
             for level, at in levels
@@ -157,8 +181,15 @@ class _Views:
         status = _worst([each[1:] for each in standing])
         stopped = status == LEVELS[SHUTDOWN] or any(limit["exceeds"] and limit["level"] == LEVELS[SHUTDOWN] for limit in limits)
         return {
-            "scope": asked.scope, "amount_usd": usd(amount), "calls": asked.calls, "allowed": not stopped, "status": status,
-            "limits": limits, "rates": None, "at": rfc3339(at_us), "as_of": rfc3339_or_none(reader.as_of()),
+            "scope": asked.scope,
+            "amount_usd": usd(amount),
+            "calls": asked.calls,
+            "allowed": not stopped,
+            "status": status,
+            "limits": limits,
+            "rates": None,
+            "at": rfc3339(at_us),
+            "as_of": rfc3339_or_none(reader.as_of()),
         }
 
     def _known(self, reader: Reader, scope: str, at: datetime | None) -> tuple[Ledger, int]:
@@ -209,12 +240,17 @@ class _Views:
                 if limits:
                     budget = scopes[scope].periods.get(kind)
                     starts = budget.starts if budget is not None else None
-                    found.append({
-                        "scope": scope, "period": kind, "rule": rule, "limits": _shown(limits),
-                        "starts": None if starts is None else day_name(starts),
-                        "set_by": "default" if budget is None else budget.set_by,
-                        "set_at": None if budget is None else rfc3339(budget.set_us),
-                    })
+                    found.append(
+                        {
+                            "scope": scope,
+                            "period": kind,
+                            "rule": rule,
+                            "limits": _shown(limits),
+                            "starts": None if starts is None else day_name(starts),
+                            "set_by": "default" if budget is None else budget.set_by,
+                            "set_at": None if budget is None else rfc3339(budget.set_us),
+                        }
+                    )
         return {"budgets": found, "count": len(found), "as_of": rfc3339_or_none(reader.as_of())}
 
     # ---- rows
@@ -237,7 +273,16 @@ class _Views:
 
     def _days(self, reader: Reader, scope: str, since: int | None, until: int | None) -> dict[int, Sums]:
         """Kept days of a scope in ``[since, until)``, each with its sums."""
-        return _kept_days((m for n in range(SLOTS) for m in reader.rows(self.kept.months, (scope, str(n)))), since, until)
+        months = (month for n in range(SLOTS) for month in reader.rows(self.kept.months, (scope, str(n))))
+        return _kept_days(months, self._since(reader, scope, since), until)
+
+    def _since(self, reader: Reader, scope: str, since: int | None) -> int | None:
+        """First day to show: days that are kept no longer go from the rows only when a later month takes their slot."""
+        today = max((state.day for state in reader.rows(self.kept.today, ())), default=None)
+        if today is None:
+            return since
+        horizon = self.kept.horizon(scope, today)
+        return horizon if since is None else max(since, horizon)
 
 
 def _kept_days(months: Iterable[Month], since: int | None, until: int | None) -> dict[int, Sums]:

@@ -71,7 +71,7 @@ class Costs(Fold):
 
     def _ticked(self, event: Event, p: Partition) -> None:
         data: ClockTicked = event.data  # type: ignore[assignment]  # dispatched by type
-        if p.topic in self.topics and p.read(self.kept.today, event.tenant, ()) is not None:
+        if p.read(self.kept.today, event.tenant, ()) is not None:
             self._reach(event, p, max(p.time_us, to_us(data.until)) // DAY_US)
 
     def _budget_set(self, event: Event, p: Partition) -> None:
@@ -149,9 +149,7 @@ class Costs(Fold):
                 month = self._open_month(p, tenant, scope, month_of(day), ended)
             elif scope == TENANT:
                 p.count_as(expired=1)
-            if ledger is None and month is None:
-                continue
-            set_ones = p.read(kept.budgets, tenant, (scope,))
+            set_ones = p.read(kept.budgets, tenant, (scope,))  # where these limits are ahead, every ledger and month is
             if ledger is not None:
                 self._enter_ledger(event, p, ledger, scope, set_ones, sums, day)
             if month is not None:
@@ -159,37 +157,40 @@ class Costs(Fold):
         if overflow:
             p.count_as(overflow=1)
 
-    def _enter_ledger(
-        self, event: Event, p: Partition, ledger: Ledger, scope: str, set_ones: Budgets | None, sums: Sums, day: int
-    ) -> None:
+    def _enter_ledger(self, event: Event, p: Partition, ledger: Ledger, scope: str, set_ones: Budgets | None, sums: Sums, day: int) -> None:
         ledger.add(sums)
         time_us = p.time_us
         if ledger.first_us is None or time_us < ledger.first_us:
             ledger.first_us = time_us
         if ledger.last_us is None or time_us > ledger.last_us:
             ledger.last_us = time_us
+        if set_ones is None and scope != TENANT:
+            return  # no budget, nothing to judge
         if ledger.starts is not None and day >= ledger.starts:
             ledger.since += sums.micro
         limits = self.kept.limits(scope, set_ones, "cumulative")
         ledger.cumulative_level = judge(
-            p, event, scope=scope, kind="cumulative", period=ledger.period, limits=limits, micro=ledger.cumulative,
+            p,
+            event,
+            scope=scope,
+            kind="cumulative",
+            period=ledger.period,
+            limits=limits,
+            micro=ledger.cumulative,
             level=ledger.cumulative_level,
         )
         limits = self.kept.limits(scope, set_ones, "total")
-        ledger.total_level = judge(
-            p, event, scope=scope, kind="total", period="all", limits=limits, micro=ledger.micro, level=ledger.total_level
-        )
+        ledger.total_level = judge(p, event, scope=scope, kind="total", period="all", limits=limits, micro=ledger.micro, level=ledger.total_level)
 
-    def _enter_month(
-        self, event: Event, p: Partition, row: Month, scope: str, set_ones: Budgets | None, sums: Sums, day: int, today: int
-    ) -> None:
+    def _enter_month(self, event: Event, p: Partition, row: Month, scope: str, set_ones: Budgets | None, sums: Sums, day: int, today: int) -> None:
         kept, month = self.kept, row.month
-        row.prune(kept.horizon(scope, today))
         number = day - month_start(month) + 1
         entry = row.days.get(number)
         if entry is None:
             entry = row.days[number] = Day()
         entry.add(sums)
+        if set_ones is None and scope != TENANT:
+            return
         limits = kept.limits(scope, set_ones, "daily")
         name = day_name(day)
         if day == today:
@@ -216,9 +217,7 @@ class Costs(Fold):
         months = (p.read(self.kept.months, tenant, (scope, str(number))) for number in range(SLOTS))
         return sum_from((month for month in months if month is not None), starts)
 
-    def _set_on_ledger(
-        self, event: Event, p: Partition, kind: str, scope: str, ledger: Ledger, limits: Limits, starts: int | None, since: int
-    ) -> None:
+    def _set_on_ledger(self, event: Event, p: Partition, kind: str, scope: str, ledger: Ledger, limits: Limits, starts: int | None, since: int) -> None:
         """Let new limits (and a new beginning) of the cumulative or total budget take effect."""
         old = self.kept.limits(scope, p.read(self.kept.budgets, event.tenant, (scope,)), kind)
         if kind == "cumulative":
@@ -228,9 +227,7 @@ class Costs(Fold):
                 end(p, event, scope=scope, kind=kind, period=period, limits=old, micro=sum_before, level=level, reason=reason)
                 level = 0
             ledger.starts, ledger.since = starts, since
-            ledger.cumulative_level = judge(
-                p, event, scope=scope, kind=kind, period=ledger.period, limits=limits, micro=ledger.cumulative, level=level
-            )
+            ledger.cumulative_level = judge(p, event, scope=scope, kind=kind, period=ledger.period, limits=limits, micro=ledger.cumulative, level=level)
         else:
             level = ledger.total_level
             if not limits:
@@ -238,9 +235,7 @@ class Costs(Fold):
                 level = 0
             ledger.total_level = judge(p, event, scope=scope, kind=kind, period="all", limits=limits, micro=ledger.micro, level=level)
 
-    def _set_on_month(
-        self, event: Event, p: Partition, kind: str, scope: str, limits: Limits, today: int, ended: Ended
-    ) -> None:
+    def _set_on_month(self, event: Event, p: Partition, kind: str, scope: str, limits: Limits, today: int, ended: Ended) -> None:
         """Judge the running day or month at once against new limits."""
         month = month_of(today)
         seen = ended.get(scope) or self._peek_month(p, event.tenant, scope, month)
@@ -301,4 +296,3 @@ def _scopes(data: CostIncurred | CostRefunded) -> Iterator[str]:
     if data.tags:
         for tag in dict.fromkeys(data.tags):
             yield "tag:" + tag
-

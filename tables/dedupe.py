@@ -144,8 +144,6 @@ class Window:
             self._drop(segment)
             segment.number = number
             segment.ids = bytearray()
-        elif segment.ids.__class__ is bytes:  # pragma: no cover - msgspec gives bytearray
-            segment.ids = bytearray(segment.ids)
         self._row = row
         self._ids = segment.ids
         # A jump over whole segments (control records, an emptied log) leaves old slots behind.

@@ -125,12 +125,6 @@ class Month(msgspec.Struct, array_like=True):
         self.days = {}
         self.level = self.told = 0
 
-    def prune(self, horizon: int) -> None:
-        """Forget the days before `horizon` (days since the epoch)."""
-        first = month_start(self.month)
-        if first < horizon:
-            self.days = {n: day for n, day in self.days.items() if first + n - 1 >= horizon}
-
 
 class Today(msgspec.Struct, array_like=True):
     """Latest UTC day a tenant's costs, refunds, budgets or ticks have reached, days since the epoch."""

@@ -23,7 +23,6 @@ from streams.derive import dead_letter_headers
 from .dedupe import IDS, Window
 from .fold import Absorbed, Fold, Refused
 from .rows import Row, S, Table, wire_key
-from .times import to_us
 
 if TYPE_CHECKING:
     from streams.events import Event
@@ -151,7 +150,14 @@ class Partition:
     """
 
     def __init__(
-        self, topic: str, number: int, schema: Schema, *, count: int = 1, identity: int = 0, source: str = "pulsefold/pulsefold",
+        self,
+        topic: str,
+        number: int,
+        schema: Schema,
+        *,
+        count: int = 1,
+        identity: int = 0,
+        source: str = "pulsefold/pulsefold",
         bounds: Bounds | None = None,
     ) -> None:
         self.topic = topic
@@ -319,7 +325,7 @@ class Partition:
                     self.skip("no_table")
                 else:
                     for handler in folds:
-                        try:
+                        try:  # noqa: SIM105 - a context manager would cost more than the fold
                             handler(event, self)
                         except Absorbed:
                             pass

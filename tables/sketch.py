@@ -89,7 +89,7 @@ class Sketch(msgspec.Struct, array_like=True, gc=False):
         else:
             store[i] = 1
             if len(store) > MAX_BUCKETS:
-                self._collapse(store)
+                self.collapse(store)
 
     def merge(self, other: Sketch) -> None:
         """Count the values of another sketch too; `other` stays as it is."""
@@ -107,10 +107,12 @@ class Sketch(msgspec.Struct, array_like=True, gc=False):
         for i, count in store.items():
             into[i] = get(i, 0) + count
         if len(into) > MAX_BUCKETS:
-            self._collapse(into)
+            self.collapse(into)
 
-    def _collapse(self, store: dict[int, int]) -> None:
-        """Keep the highest 4,096 buckets; the lowest of them takes the counts of all below. No order of values matters."""
+    def collapse(self, store: dict[int, int]) -> None:
+        """Shrink one of its stores that is over the bound: keep the highest 4,096 buckets; the lowest of them takes the counts of all below.
+
+        No order of values matters."""
         self.collapsed = True
         surplus = len(store) - MAX_BUCKETS
         below = sorted(store)[:surplus] if surplus > 1 else [min(store)]

@@ -27,7 +27,7 @@ from streams.keys import derived_id, encode_key, partition_for
 
 from . import beta
 from .alerting import LEVELS, emit
-from .fold import BadParameter, Fold, NotFound, Reader, Refused, View, names, page
+from .fold import Absorbed, BadParameter, Fold, NotFound, Reader, Refused, View, names, page
 from .rows import Table
 from .times import SECOND_US, day, rfc3339, rfc3339_or_none, to_us
 
@@ -207,12 +207,12 @@ class Rule:
         alpha, beta_ = state.alpha, state.beta
         if success:
             alpha += weight
-            if alpha > MOST:  # noqa: PLR1730 - a call of min() here would be felt
+            if alpha > MOST:
                 alpha = MOST
             state.alpha = alpha
         else:
             beta_ += weight
-            if beta_ > MOST:  # noqa: PLR1730
+            if beta_ > MOST:
                 beta_ = MOST
             state.beta = beta_
         state.n_events += 1
@@ -281,13 +281,27 @@ class Trust(Fold):
 
     def __init__(self, settings: TrustSettings | None = None) -> None:
         self.settings = settings = settings or TrustSettings()
-        kinds = {kind for by in (settings.trust_prior, settings.trust_half_life, settings.trust_history, settings.trust_z,
-                                 settings.trust_strength_k, settings.trust_strength_mid, settings.trust_min_sample) for kind in by}
+        kinds = {
+            kind
+            for by in (
+                settings.trust_prior,
+                settings.trust_half_life,
+                settings.trust_history,
+                settings.trust_z,
+                settings.trust_strength_k,
+                settings.trust_strength_mid,
+                settings.trust_min_sample,
+            )
+            for kind in by
+        }
         self.other = Rule(settings, "")
         self.kinds = {kind: Rule(settings, kind) for kind in kinds if kind}
         reads = FoldSettings(
-            sorted(settings.trust_prior.items()), sorted(settings.trust_half_life.items(), key=itemgetter(0)),
-            sorted(settings.trust_history.items()), settings.trust_low, settings.max_trust_keys,
+            sorted(settings.trust_prior.items()),
+            sorted(settings.trust_half_life.items(), key=itemgetter(0)),
+            sorted(settings.trust_history.items()),
+            settings.trust_low,
+            settings.max_trust_keys,
         )
         self.history = Table("trust_history", ClosedSegment, rank=10, settings=reads)
         self.rows = Table("trust", TrustState, rank=20, settings=reads)
@@ -296,7 +310,10 @@ class Trust(Fold):
         self.critical = min(ALERT_CRITICAL, self.low)
         self.max_keys = settings.max_trust_keys
         self.handlers = {
-            TrustObserved: self.observed, TrustBatchObserved: self.batch_observed, TrustDecayed: self.decayed, TrustImported: self.imported,
+            TrustObserved: self.observed,
+            TrustBatchObserved: self.batch_observed,
+            TrustDecayed: self.decayed,
+            TrustImported: self.imported,
         }
         self.views = _views(self)
 
@@ -467,7 +484,10 @@ class Trust(Fold):
         """Apply a decay command to keys of this partition; each is independent of the others."""
         to_judge = []
         for key in keys:
-            seen = p.read(self.rows, event.tenant, key)
+            try:
+                seen = p.read(self.rows, event.tenant, key)
+            except Absorbed:
+                continue  # this key is beyond the command already; the others may not be
             if seen is None or not seen.known:
                 continue
             rule = self.rule(key[0])
@@ -528,13 +548,30 @@ class Trust(Fold):
         self.tell(event, p, key, before, after, period, high, message)
 
     def tell(
-        self, event: Event, p: Partition, key: Key, before: int, after: int, period: str, value: float | None, message: str,
+        self,
+        event: Event,
+        p: Partition,
+        key: Key,
+        before: int,
+        after: int,
+        period: str,
+        value: float | None,
+        message: str,
         reason: str | None = None,
     ) -> None:
         """Put out a change of level of ``trust.low``."""
         emit(
-            p, event, rule=ALERT, subject=encode_key(*key).decode(), period=period, previous=LEVELS[before], level=LEVELS[after], value=value,
-            threshold=self.critical if after == CRITICAL else self.low, message=message, reason=reason,
+            p,
+            event,
+            rule=ALERT,
+            subject=encode_key(*key).decode(),
+            period=period,
+            previous=LEVELS[before],
+            level=LEVELS[after],
+            value=value,
+            threshold=self.critical if after == CRITICAL else self.low,
+            message=message,
+            reason=reason,
         )
 
     def derived(self, event: Event, p: Partition, type_: str, suffix: str, data: dict[str, Any]) -> bytes:
@@ -789,9 +826,7 @@ def report_of(fold: Trust, reader: Reader, params: ReportParams) -> dict[str, An
         trusts.append(trust)
         strengths.append(strength)
         least = rule.min_sample if params.min_sample is None else params.min_sample
-        (enough if effective_n >= least else scarce).append(
-            Figures(key, state, trust, strength, seconds_since(state.last_update, at_us))
-        )
+        (enough if effective_n >= least else scarce).append(Figures(key, state, trust, strength, seconds_since(state.last_update, at_us)))
 
     def entry(one: Figures) -> dict[str, Any]:
         full = fold.render(one.key[0], one.key[1], one.state, at_us)

@@ -265,10 +265,7 @@ class Scores:
             for slot in range(min(slots, UPDATES)):
                 found += [(one.time_us, number, one.offset, one) for number, one in reader.placed(kept.updates, (name, str(slot)))]
         found.sort(key=lambda item: item[:3])
-        return [
-            {"id": one.id, "time": rfc3339(one.time_us), "new_score": msgspec.json.decode(one.score)}
-            for *_, one in found[-UPDATES :]
-        ]
+        return [{"id": one.id, "time": rfc3339(one.time_us), "new_score": msgspec.json.decode(one.score)} for *_, one in found[-UPDATES:]]
 
     # ---- the alert
 
@@ -365,9 +362,7 @@ def variable_views(kept: VariableTables, settings: VariableSettings) -> list[Vie
         if not 0 < threshold < 1:
             raise BadParameter("threshold", "expected a number above 0 and below 1")
         flagged = [
-            (merged, by)
-            for merged in scores.every(reader)
-            if merged.count >= params.min_count and scores.scored(merged) and (by := merged.drift(threshold))
+            (merged, by) for merged in scores.every(reader) if merged.count >= params.min_count and scores.scored(merged) and (by := merged.drift(threshold))
         ]
         flagged.sort(key=lambda item: item[0].name)
         as_of = reader.as_of()

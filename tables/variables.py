@@ -78,7 +78,7 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
         last_value: at `last_us`, the later offset of two.
         first_us, last_us: least and greatest event time, microseconds; `ALWAYS` and `NEVER` without forecasts.
         first_offset, place: record of the first event time (the earlier offset of two), and the name's place in its inputs.
-        home, born: partition, and offset of the record that made the row.
+        home: the partition.
         low, high, range_us: limits registered, infinite where there are none, and the event time of that registration.
         outside: values beyond them; a lower bound unless `exact`.
         lows, highs: the `EXTREMES` least and greatest values, ascending.
@@ -101,7 +101,6 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
     first_offset: int = -1
     place: int = 0
     home: int = 0
-    born: int = -1
     low: float = -inf
     high: float = inf
     range_us: int = NEVER
@@ -145,7 +144,7 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
             return n, True
         below = bisect_left(self.lows, low)
         above = len(self.highs) - bisect_right(self.highs, high)
-        return below + above, n <= EXTREMES or (below < EXTREMES and above < EXTREMES)
+        return below + above, below < EXTREMES and above < EXTREMES
 
     def limit(self, low: float, high: float, time_us: int) -> None:
         """Count against these limits from here on, unless later ones are known."""
@@ -157,7 +156,7 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
 
 
 class Registration(msgspec.Struct, array_like=True, gc=False):
-    """What is registered of a variable; `time_us` is the registration's event time, `born` the row's first offset."""
+    """What is registered of a variable; `time_us` is the registration's event time."""
 
     kind: str | None = None
     default: float | None = None
@@ -165,7 +164,6 @@ class Registration(msgspec.Struct, array_like=True, gc=False):
     high: float | None = None
     description: str | None = None
     time_us: int = NEVER
-    born: int = -1
 
 
 class Update(msgspec.Struct, array_like=True, gc=False):
@@ -181,7 +179,6 @@ class UpdateHead(msgspec.Struct, array_like=True, gc=False):
     """How many performance updates a variable had; the last is in slot (n - 1) mod `UPDATES`."""
 
     n: int = 0
-    born: int = -1
 
 
 class Model(msgspec.Struct, array_like=True, gc=False):
@@ -190,7 +187,6 @@ class Model(msgspec.Struct, array_like=True, gc=False):
     issued: int = 0
     first_us: int = ALWAYS
     last_us: int = NEVER
-    born: int = -1
 
 
 class Overflow(msgspec.Struct, array_like=True, gc=False):
@@ -255,10 +251,10 @@ class Variables(Fold):
                 key = (name,)
                 row = space.get(key)
                 if row is None:
-                    if len(space) >= most and full(p, table, tenant, most):
+                    if len(space) >= most:
                         overflow += 1
                         continue
-                    row = space[key] = Row(tenant, key, offset, -1, Partial(home=p.number, born=offset))
+                    row = space[key] = Row(tenant, key, offset, -1, Partial(home=p.number))
                 elif offset <= row.applied:
                     continue
                 else:
@@ -306,12 +302,9 @@ class Variables(Fold):
         if event.derivedfrom is None:
             if self._admits(p, self.kept.registry, tenant, key):
                 known = p.open(self.kept.registry, tenant, key)
-                if known is not None:
-                    if known.born < 0:
-                        known.born = p.offset
-                    if time_us >= known.time_us:
-                        known.kind, known.default, known.low, known.high = data.kind, data.default, data.low, data.high
-                        known.description, known.time_us = data.description, time_us
+                if known is not None and time_us >= known.time_us:
+                    known.kind, known.default, known.low, known.high = data.kind, data.default, data.low, data.high
+                    known.description, known.time_us = data.description, time_us
             else:
                 overflow = 1
             if data.low is not None or data.high is not None:
@@ -319,8 +312,7 @@ class Variables(Fold):
         if self._admits(p, self.kept.partials, tenant, key):
             state = p.open(self.kept.partials, tenant, key)
             if state is not None:
-                if state.born < 0:
-                    state.home, state.born = p.number, p.offset
+                state.home = p.number
                 state.limit(-inf if data.low is None else data.low, inf if data.high is None else data.high, time_us)
         else:
             overflow = 1
@@ -342,8 +334,6 @@ class Variables(Fold):
         p.put(kept.updates, tenant, (data.variable, str(n % UPDATES)), Update(event.id, p.time_us, p.offset, score))
         head = p.open(kept.heads, tenant, key)
         if head is not None:
-            if head.born < 0:
-                head.born = p.offset
             head.n = n + 1
 
     # ---- steps
@@ -352,8 +342,7 @@ class Variables(Fold):
         """Count the forecast for its model; returns 1 if there is no room for the model."""
         key = (model or "",)
         table = self.kept.models
-        space = p.spaces[table.index].get(tenant)
-        if (space is None or key not in space) and not self._admits(p, table, tenant, key):
+        if not self._admits(p, table, tenant, key):
             return 1
         state = p.open(table, tenant, key)
         if state is not None:
@@ -363,14 +352,16 @@ class Variables(Fold):
                 state.last_us = time_us
             if time_us <= state.first_us:
                 state.first_us = time_us
-            if state.born < 0:
-                state.born = p.offset
         return 0
 
     def _admits(self, p: Partition, table: Table[Any], tenant: str, key: tuple[str, ...]) -> bool:
-        """Whether a key is kept, or there is room for it."""
+        """Whether a key is kept, or there is room for it.
+
+        True on a refold after a crash too, though some rows are ahead then: a row that is missing was admitted once, so there
+        are fewer than `max`; a key that was refused finds again all those that were there before it.
+        """
         space = p.space(table, tenant)
-        return key in space or len(space) < self.max or not full(p, table, tenant, self.max)
+        return key in space or len(space) < self.max
 
     def _overflow(self, p: Partition, tenant: str, n: int) -> None:
         p.count_as(overflow=n)
@@ -383,24 +374,5 @@ class Variables(Fold):
         for number in range(p.count):
             if number != p.number:
                 name = derived_id(TOPIC, event.tenant, event.id, data.TYPE, f"p{number}")
-                raw = event_bytes(
-                    type=data.TYPE, id=name, source=p.source, time_us=p.time_us, tenant=event.tenant, data=data, derivedfrom=event.id
-                )
+                raw = event_bytes(type=data.TYPE, id=name, source=p.source, time_us=p.time_us, tenant=event.tenant, data=data, derivedfrom=event.id)
                 p.publish(TOPIC, encode_key(event.tenant), raw, number)
-
-
-def full(p: Partition, table: Table[Any], tenant: str, most: int) -> bool:
-    """Whether a table with `most` rows or more of a tenant was full at this offset.
-
-    While records are absorbed again after a crash (the counters are ahead then, for they are written first) rows may be
-    ahead of the log too: those born later do not count.
-    """
-    if p._counting:
-        return True
-    space = p.space(table, tenant)
-    offset = p.offset
-    later = 0
-    for row in space.values():
-        if row.applied > offset and table.peek(row).born > offset:
-            later += 1
-    return len(space) - later >= most

@@ -30,7 +30,7 @@ from streams.events import LearningRecorded, MetricRecorded
 from .fold import Fold, Reader
 from .moments import Moments, Pairs
 from .rows import Table
-from .sketch import LOG_GAMMA, ZERO, Sketch
+from .sketch import LOG_GAMMA, MAX_BUCKETS, ZERO, Sketch
 from .times import DAY_US, HOUR_US, MINUTE_US
 
 if TYPE_CHECKING:
@@ -171,8 +171,12 @@ class Bucket(msgspec.Struct, array_like=True, gc=False):
             store = sketch.positive
             if i in store:
                 store[i] += 1
-                return
-        sketch.add(y)
+            else:
+                store[i] = 1
+                if len(store) > MAX_BUCKETS:
+                    sketch.collapse(store)
+        else:
+            sketch.add(y)
 
     def merge(self, other: Bucket, shift_hours: float) -> None:
         """Take in the values of another span.
@@ -336,81 +340,106 @@ class Windows(Fold):
                 p.count_as(expired=1)
             else:
                 expired = None
-        created = 0
+        one, created = self._one, 0
         for metric, model, run, value in figures:
-            key = (metric, model, run)
-            series = p.open(self.series, tenant, key)
-            if series is None:  # absorbed, and so are its windows; the number of series may still be behind
-                known = p.read(self.series, tenant, key)
-                if known is not None and known.created == p.offset and known.windowed:
-                    created += 1
-                continue
-            if series.created < 0:
-                series.created = p.offset
-                if self._count(p, tenant) + created < self.settings.max_series:
-                    series.windowed = True
-                    created += 1
-                else:
-                    p.count_as(overflow=1)
-            if time_us < series.oldest_us:
-                series.oldest_us = time_us
-            if time_us > series.newest_us:
-                series.newest_us = time_us
-            if late is not None:
-                series.late = added(series.late, late)
-                if expired is not None:
-                    series.expired = added(series.expired, expired)
-            if value.__class__ is str:
-                if series.non_finite is None:
-                    series.non_finite = NonFinite()
-                series.non_finite.add(value)
-            else:
-                y: float = value  # type: ignore[assignment]  # strings are above
-                n = series.n = series.n + 1
-                old = series.mean
-                d = y - old
-                mean = old + d / n
-                if mean - mean != 0.0:  # as Moments.add
-                    mean = old * ((n - 1) / n) + y / n
-                    series.m2 = inf
-                else:
-                    series.m2 += d * (y - mean)
-                series.mean = mean
-                if y < series.min:
-                    series.min = y
-                if y > series.max:
-                    series.max = y
-                if time_us >= series.last_us:
-                    series.last_us = time_us
-                    series.last = y
-            if not series.windowed:
-                continue
-            if expired is not None:
-                self._fold_expired(p, tenant, key, time_us, value, late, expired)
-                continue
-            bucket = p.open(self.minutes, tenant, (metric, model, run, SLOTS[index % _RING]))
-            if bucket is None:
-                continue
-            if bucket.index != index:
-                if bucket.index > index:  # a newer one has the slot, so this one is not kept
-                    self._rise(p, tenant, key, 1, self._alone(0, time_us, value, late), 0)
-                    continue
-                displaced = bucket.take() if bucket.index != EMPTY else None
-                bucket.index = index
-                if displaced is not None:
-                    self._rise(p, tenant, key, 1, displaced, 0)
-            if late is not None:
-                bucket.late = added(bucket.late, late)
-            if value.__class__ is str:
-                if bucket.non_finite is None:
-                    bucket.non_finite = NonFinite()
-                bucket.non_finite.add(value)
-            else:
-                bucket.add((time_us - index * MINUTE_US) / HOUR_US, value)  # type: ignore[arg-type]  # strings are above
+            created += one(p, tenant, metric, model, run, value, time_us, index, late, expired, created)
         if created:
             count = p.open(self.count, tenant, ())
             if count is not None:
                 count.n += created
+
+    def _one(
+        self,
+        p: Partition,
+        tenant: str,
+        metric: str,
+        model: str,
+        run: str,
+        value: float | str,
+        time_us: int,
+        index: int,
+        late: list[int] | None,
+        expired: list[int] | None,
+        created: int,
+    ) -> int:
+        """Take in one figure; returns how many series with windows that created: 0 or 1.
+
+        Args:
+            index: of the minute.
+            late, expired: 1 for each size for which it is; None where it is for none.
+            created: series that the same event created before.
+        """
+        key = (metric, model, run)
+        series = p.open(self.series, tenant, key)
+        if series is None:  # absorbed, and so are its windows; the number of series may still be behind
+            known = self.series.load(p.space(self.series, tenant)[key])  # what it was created as never changes
+            return int(known.created == p.offset and known.windowed)
+        brought = 0
+        if series.created < 0:
+            series.created = p.offset
+            if self._count(p, tenant) + created < self.settings.max_series:
+                series.windowed = True
+                brought = 1
+            else:
+                p.count_as(overflow=1)
+        if time_us > series.newest_us:
+            series.newest_us = time_us
+        if time_us < series.oldest_us:
+            series.oldest_us = time_us
+        if late is not None:
+            series.late = added(series.late, late)
+            if expired is not None:
+                series.expired = added(series.expired, expired)
+        if value.__class__ is str:
+            if series.non_finite is None:
+                series.non_finite = NonFinite()
+            series.non_finite.add(value)
+        else:
+            y: float = value  # type: ignore[assignment]  # strings are above
+            n = series.n = series.n + 1
+            old = series.mean
+            d = y - old
+            mean = old + d / n
+            if mean - mean != 0.0:  # as Moments.add
+                mean = old * ((n - 1) / n) + y / n
+                series.m2 = inf
+            else:
+                series.m2 += d * (y - mean)
+            series.mean = mean
+            if y < series.min:
+                series.min = y
+            if y > series.max:
+                series.max = y
+            if time_us >= series.last_us:
+                series.last_us = time_us
+                series.last = y
+        if not series.windowed:
+            return brought
+        if expired is not None:
+            level = expired.index(0) if 0 in expired else SIZES
+            origin = min(level, SIZES - 1)
+            self._rise(p, tenant, key, level, self._alone(origin, time_us, value, late), origin)
+            return brought
+        bucket = p.open(self.minutes, tenant, (metric, model, run, SLOTS[index % _RING]))
+        if bucket is None:
+            return brought
+        if bucket.index != index:
+            if bucket.index > index:  # a newer one has the slot, so this one is not kept
+                self._rise(p, tenant, key, 1, self._alone(0, time_us, value, late), 0)
+                return brought
+            displaced = bucket.take() if bucket.index != EMPTY else None
+            bucket.index = index
+            if displaced is not None:
+                self._rise(p, tenant, key, 1, displaced, 0)
+        if late is not None:
+            bucket.late = added(bucket.late, late)
+        if value.__class__ is str:
+            if bucket.non_finite is None:
+                bucket.non_finite = NonFinite()
+            bucket.non_finite.add(value)
+        else:
+            bucket.add((time_us - index * MINUTE_US) / HOUR_US, value)  # type: ignore[arg-type]  # strings are above
+        return brought
 
     def _count(self, p: Partition, tenant: str) -> int:
         state = p.read(self.count, tenant, ())
@@ -426,13 +455,6 @@ class Windows(Fold):
         else:
             bucket.add((time_us - bucket.index * size) / HOUR_US, value)
         return bucket
-
-    def _fold_expired(
-        self, p: Partition, tenant: str, key: Key, time_us: int, value: float | str, late: list[int] | None, expired: list[int]
-    ) -> None:
-        """Fold a value whose minute is gone into the finest size that still keeps it; where none does, into the residue."""
-        level = expired.index(0) if 0 in expired else SIZES
-        self._rise(p, tenant, key, level, self._alone(min(level, SIZES - 1), time_us, value, late), min(level, SIZES - 1))
 
     def _rise(self, p: Partition, tenant: str, key: Key, level: int, content: Bucket, origin: int) -> None:
         """Put content into its slot of a size, and what that displaces into the next, up to the residue.

@@ -46,9 +46,7 @@ class Log:
         self.folds = folds
         self.schema = Schema(folds)
         self.count = partitions
-        self.topics = {
-            topic: [Partition(topic, n, self.schema, count=partitions, bounds=bounds) for n in range(partitions)] for topic in SOURCE_TOPICS
-        }
+        self.topics = {topic: [Partition(topic, n, self.schema, count=partitions, bounds=bounds) for n in range(partitions)] for topic in SOURCE_TOPICS}
         self.records: dict[tuple[str, int], list[Rec]] = {(t, n): [] for t in self.topics for n in range(partitions)}
         self.outputs: list[Output] = []
         self.homes = {table.wire: fold.topics for fold in folds for table in fold.tables if fold.topics}
@@ -139,4 +137,4 @@ def subset(expected: Any, actual: Any, where: str = "", abs_: float = 1e-9, rel:
         if where.rsplit(".", 1)[-1] in ("p",):
             rel = 1e-6
         return [] if abs(expected - actual) <= max(abs_, rel * abs(expected)) else [f"{where}: {actual!r}, expected {expected!r}"]
-    return [] if expected == actual and type(expected) is not bool or expected is actual else [f"{where}: {actual!r}, expected {expected!r}"]
+    return [] if (expected == actual and type(expected) is not bool) or expected is actual else [f"{where}: {actual!r}, expected {expected!r}"]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from cyclopts import App, Parameter
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -30,7 +30,9 @@ from ..codec import InvalidEvent
 from ..errors import BrokerUnavailable, ConfigError, PulsefoldError
 from ..settings import Settings, load
 
-app = App(name="pulsefold", help="Trust, drift, cost and goals of models and agents, from events on Kafka.", version_flags=["--version"], result_action="return_value")
+app = App(
+    name="pulsefold", help="Trust, drift, cost and goals of models and agents, from events on Kafka.", version_flags=["--version"], result_action="return_value"
+)
 topics = App(name="topics", help="Create or verify the topics.")
 alerts = App(name="alerts", help="Alerts as they come.")
 dead_letters = App(name="dead-letters", help="Records that could not be absorbed.")
@@ -154,7 +156,15 @@ def broker(*, partitions: int = 8, topic_prefix: str = "pulsefold.", app_id: str
 
 
 @topics.command
-def create(*, bootstrap: Bootstrap = None, topic_prefix: Prefix = None, app_id: str | None = None, partitions: int | None = None, replication: int | None = None, config: Config = None) -> int:
+def create(
+    *,
+    bootstrap: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    app_id: str | None = None,
+    partitions: int | None = None,
+    replication: int | None = None,
+    config: Config = None,
+) -> int:
     """Create every topic that is missing."""
     found = settings_of(config, bootstrap=bootstrap, topic_prefix=topic_prefix, app_id=app_id, partitions=partitions, replication=replication)
     created, present = admin.create_topics(found, security=security(found))
@@ -184,8 +194,11 @@ def check_and_print(found: Settings) -> int:
 def security(found: Settings) -> dict[str, Any]:
     """librdkafka's settings for a protected Kafka."""
     names = {
-        "security.protocol": "kafka_security_protocol", "sasl.mechanism": "kafka_sasl_mechanism", "sasl.username": "kafka_sasl_username",
-        "sasl.password": "kafka_sasl_password", "ssl.ca.location": "kafka_ssl_cafile",
+        "security.protocol": "kafka_security_protocol",
+        "sasl.mechanism": "kafka_sasl_mechanism",
+        "sasl.username": "kafka_sasl_username",
+        "sasl.password": "kafka_sasl_password",
+        "ssl.ca.location": "kafka_ssl_cafile",
     }
     return {theirs: found.get(ours) for theirs, ours in names.items() if found.get(ours) is not None}
 
@@ -194,7 +207,9 @@ def security(found: Settings) -> dict[str, Any]:
 
 
 @app.command
-def publish(file: str, *, bootstrap: Bootstrap = None, topic_prefix: Prefix = None, tenant: str = "default", as_json: AsJson = False, config: Config = None) -> int:
+def publish(
+    file: str, *, bootstrap: Bootstrap = None, topic_prefix: Prefix = None, tenant: str = "default", as_json: AsJson = False, config: Config = None
+) -> int:
     """Publish CloudEvents JSON lines (- = stdin) onto the right topics; a line without id gets one made from its content."""
     from ..publisher import SyncPublisher
 
@@ -202,7 +217,9 @@ def publish(file: str, *, bootstrap: Bootstrap = None, topic_prefix: Prefix = No
     admin.partition_counts(found.get("bootstrap"), [found.get("topic_prefix") + "judgments"], security=security(found))
     refused: list[dict[str, Any]] = []
     accepted = 0
-    with SyncPublisher(found.get("bootstrap"), prefix=found.get("topic_prefix"), tenant=tenant, source="pulsefold-publish", max_block_ms=60_000, config=security(found)) as publisher:
+    with SyncPublisher(
+        found.get("bootstrap"), prefix=found.get("topic_prefix"), tenant=tenant, source="pulsefold-publish", max_block_ms=60_000, config=security(found)
+    ) as publisher:
         for number, line in progress_over(file):
             try:
                 if not line.strip():
@@ -252,7 +269,18 @@ def progress_over(file: str) -> Iterator[tuple[int, bytes]]:
         stream = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - closed below
     except OSError as exc:
         raise ConfigError(file, f"cannot be read: {exc.strerror}") from None
-    with stream, Progress(TextColumn("publishing"), BarColumn(), TextColumn("{task.completed:.0f} bytes"), TimeElapsedColumn(), console=err, disable=not err.is_terminal, transient=True) as bar:
+    with (
+        stream,
+        Progress(
+            TextColumn("publishing"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f} bytes"),
+            TimeElapsedColumn(),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        ) as bar,
+    ):
         task = bar.add_task("publishing", total=size)
         for number, line in enumerate(stream, 1):
             yield number, line
@@ -264,7 +292,12 @@ def progress_over(file: str) -> Iterator[tuple[int, bytes]]:
 
 @app.command
 def query(
-    path: str, *params: str, url: str = "http://127.0.0.1:6066", token: str | None = None, tenant: str | None = None, as_json: AsJson = False,
+    path: str,
+    *params: str,
+    url: str = "http://127.0.0.1:6066",
+    token: str | None = None,
+    tenant: str | None = None,
+    as_json: AsJson = False,
     as_csv: Annotated[bool, Parameter(name="--csv", negative="", help="print CSV")] = False,
 ) -> int:
     """Ask a view: `pulsefold query /trust/model/m1`, `pulsefold query /variables/rank key=count limit=5`."""
@@ -284,7 +317,9 @@ def ask(url: str, path: str, params: Mapping[str, str], token: str | None, tenan
     Raises:
         PulsefoldError: nobody answers, or the answer is an error (its detail).
     """
-    full = url.rstrip("/") + ("" if path.startswith(("/api/", "/readyz", "/healthz", "/openapi")) else "/api/v1") + (path if path.startswith("/") else "/" + path)
+    full = (
+        url.rstrip("/") + ("" if path.startswith(("/api/", "/readyz", "/healthz", "/openapi")) else "/api/v1") + (path if path.startswith("/") else "/" + path)
+    )
     if params:
         full += "?" + urllib.parse.urlencode(params)
     headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **({"X-Tenant": tenant} if tenant else {})}
@@ -345,7 +380,15 @@ def show(body: Any) -> None:
 
 
 @alerts.command
-def tail(*, bootstrap: Bootstrap = None, topic_prefix: Prefix = None, tenant: str | None = None, since: str = "latest", as_json: AsJson = False, config: Config = None) -> int:
+def tail(
+    *,
+    bootstrap: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    tenant: str | None = None,
+    since: str = "latest",
+    as_json: AsJson = False,
+    config: Config = None,
+) -> int:
     """Print alerts as they come, until Ctrl-C. --since earliest begins with those on the topic."""
     from ..subscriber import AlertSubscriber
 
@@ -359,14 +402,19 @@ def tail(*, bootstrap: Bootstrap = None, topic_prefix: Prefix = None, tenant: st
                 if as_json:
                     print(json.dumps(msgspec.to_builtins(alert)), flush=True)
                 else:
-                    print(f"{alert.time}  {alert.type.split('.')[1]:9} {alert.data.severity:8} {alert.data.rule:18} {alert.tenant}  {alert.data.message}", flush=True)
+                    print(
+                        f"{alert.time}  {alert.type.split('.')[1]:9} {alert.data.severity:8} {alert.data.rule:18} {alert.tenant}  {alert.data.message}",
+                        flush=True,
+                    )
 
     asyncio.run(follow())
     return 0
 
 
 @dead_letters.command(name="list")
-def list_dead_letters(*, bootstrap: Bootstrap = None, topic_prefix: Prefix = None, reason: str | None = None, limit: int = 100, as_json: AsJson = False, config: Config = None) -> int:
+def list_dead_letters(
+    *, bootstrap: Bootstrap = None, topic_prefix: Prefix = None, reason: str | None = None, limit: int = 100, as_json: AsJson = False, config: Config = None
+) -> int:
     """The newest dead letters, with why and where from."""
     found = settings_of(config, bootstrap=bootstrap, topic_prefix=topic_prefix)
     rows = [row for row in read_dead_letters(found) if reason is None or row["reason"] == reason][-limit:]
@@ -383,7 +431,9 @@ def read_dead_letters(found: Settings) -> list[dict[str, Any]]:
     """Everything on the dead-letters topic, oldest first."""
     topic = found.get("topic_prefix") + "dead-letters"
     admin.partition_counts(found.get("bootstrap"), [topic], security=security(found))
-    consumer = Consumer({"bootstrap.servers": found.get("bootstrap"), "group.id": "pulsefold-cli", "enable.auto.commit": False, "log_level": 0, **security(found)})
+    consumer = Consumer(
+        {"bootstrap.servers": found.get("bootstrap"), "group.id": "pulsefold-cli", "enable.auto.commit": False, "log_level": 0, **security(found)}
+    )
     rows = []
     try:
         for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions:

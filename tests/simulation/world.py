@@ -170,10 +170,28 @@ class Worker:
 class Profile:
     """How likely each step is."""
 
-    weights: dict[str, float] = field(default_factory=lambda: {
-        "produce": 6, "fetch": 8, "deliver": 8, "take": 6, "write": 10, "ack": 6, "fail": 0.6, "follow": 9, "commit": 3, "crash": 0.35, "pause": 0.4,
-        "rebalance": 0.5, "compact": 0.6, "drop": 0.7, "orphan": 1, "control": 0.7, "idle": 1, "learn": 1,
-    })
+    weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "produce": 6,
+            "fetch": 8,
+            "deliver": 8,
+            "take": 6,
+            "write": 10,
+            "ack": 6,
+            "fail": 0.6,
+            "follow": 9,
+            "commit": 3,
+            "crash": 0.35,
+            "pause": 0.4,
+            "rebalance": 0.5,
+            "compact": 0.6,
+            "drop": 0.7,
+            "orphan": 1,
+            "control": 0.7,
+            "idle": 1,
+            "learn": 1,
+        }
+    )
     events: int = 60
     steps: int = 260
     lag_steps: int = 400
@@ -194,7 +212,9 @@ class World:
         self.broken_seek = broken_seek
         self.profile = profile or Profile()
         self.parts = parts
-        self.broker = Broker([[] for _ in range(parts)], [0] * parts, [[] for _ in range(parts)], [0] * parts, [[] for _ in range(parts)], [None] * parts, [0] * parts)
+        self.broker = Broker(
+            [[] for _ in range(parts)], [0] * parts, [[] for _ in range(parts)], [0] * parts, [[] for _ in range(parts)], [None] * parts, [0] * parts
+        )
         self.orphans: list[Writing] = []
         self.workers = [Worker(self, name) for name in ("a", "b")]
         self.owners: list[Worker | None] = [None] * parts
@@ -207,7 +227,8 @@ class World:
         """Run the schedule, heal, check. Raises AssertionError with the seed's trace in `trace`."""
         self.rebalance(self.workers)
         names, weights = list(self.profile.weights), list(self.profile.weights.values())
-        for self.broker.step in range(self.profile.steps):
+        for step in range(self.profile.steps):
+            self.broker.step = step
             for kind in self.rng.choices(names, weights, k=3):
                 getattr(self, "do_" + kind)()
         self.heal()
@@ -228,8 +249,14 @@ class World:
         elif self.rng.random() < 0.05:
             raw = b"{not json"
         else:
-            event = {"specversion": "1.0", "id": f"e{self.produced}", "source": "sim", "type": "trust.observed.v1", "time": "2026-03-02T00:00:00Z",
-                     "data": {"kind": "model", "id": name, "success": self.rng.random() < 0.7}}
+            event = {
+                "specversion": "1.0",
+                "id": f"e{self.produced}",
+                "source": "sim",
+                "type": "trust.observed.v1",
+                "time": "2026-03-02T00:00:00Z",
+                "data": {"kind": "model", "id": name, "success": self.rng.random() < 0.7},
+            }
             raw = json.dumps(event).encode()
         self.broker.log[n].append(Rec(self.broker.ends[n], 1_772_409_600_000 + self.produced, None, raw))
         self.broker.ends[n] += 1
@@ -441,8 +468,13 @@ class World:
     def quiet(self) -> bool:
         """Nothing is left to do."""
         return all(
-            owner is not None and owner.shard(n).ready and owner.shard(n).next == self.broker.ends[n] and not owner.shard(n).dirty()
-            and owner.shard(n).flushing is None and owner.position[n] == self.broker.changelog_end[n] and (self.broker.committed[n] or 0) == self.broker.ends[n]
+            owner is not None
+            and owner.shard(n).ready
+            and owner.shard(n).next == self.broker.ends[n]
+            and not owner.shard(n).dirty()
+            and owner.shard(n).flushing is None
+            and owner.position[n] == self.broker.changelog_end[n]
+            and (self.broker.committed[n] or 0) == self.broker.ends[n]
             and all(w.position[n] == self.broker.changelog_end[n] for w in self.workers)
             for n, owner in enumerate(self.owners)
         )
@@ -460,7 +492,9 @@ class World:
         for _, key, value, _ in self.broker.changelog[n]:
             newest[key] = max(newest.get(key, -1), int.from_bytes(value[:8], "big", signed=True))
         for key, value, row, _ in expected.drain():
-            assert newest.get(key, -1) >= row.applied, f"partition {n}: committed {offset}, but {key!r} at {row.applied} is not on the changelog ({value[:0]!r})"
+            assert newest.get(key, -1) >= row.applied, (
+                f"partition {n}: committed {offset}, but {key!r} at {row.applied} is not on the changelog ({value[:0]!r})"
+            )
         out = {(o, t, k) for o, t, k, _ in self.broker.outputs[n]}
         for o in expected.outputs:
             assert (o.offset, o.topic, o.key) in out, f"partition {n}: committed {offset}, but the output of {o.offset} is not on the log"

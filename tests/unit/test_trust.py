@@ -316,8 +316,13 @@ def test_evidence_sums_up_to_what_was_sent_over_partitions_and_redeliveries() ->
     log = Log([Trust()], 8)
     rng = random.Random(6)
     events = [
-        {"id": f"s{i}", "type": "trust.observed.v1", "time": rfc3339(START_US + i), "tenant": "golden",
-         "data": {"kind": "rule", "id": f"r{rng.randrange(50)}", "success": rng.random() < 0.5}}
+        {
+            "id": f"s{i}",
+            "type": "trust.observed.v1",
+            "time": rfc3339(START_US + i),
+            "tenant": "golden",
+            "data": {"kind": "rule", "id": f"r{rng.randrange(50)}", "success": rng.random() < 0.5},
+        }
         for i in range(4000)
     ]
     log.send(events)
@@ -437,7 +442,8 @@ def test_import_replaces_state_and_history_and_later_observations_go_on_from_it(
     assert [p["trust"] for p in points] == [i / 1000 for i in range(31, 130)] + [8.5 / 11]
     story.send("imported", kind="model", id="k", alpha=1, beta=1, history={"times": [START_US / 1e6, "2026-03-02T00:00:01Z"], "values": [0.25, 0.5]})
     assert log.get("/trust/model/k/history")["points"] == [
-        {"time": rfc3339(START_US), "trust": 0.25}, {"time": rfc3339(START_US + 1_000_000), "trust": 0.5},
+        {"time": rfc3339(START_US), "trust": 0.25},
+        {"time": rfc3339(START_US + 1_000_000), "trust": 0.5},
     ]
     assert log.get("/trust/model/k")["last_update"] is None
     story.send("imported", kind="model", id="k", alpha=1, beta=1)
@@ -453,7 +459,10 @@ def test_last_update_of_an_import_may_be_unix_seconds() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"alpha": 3}, {"beta": 3}, {"alpha": 3, "beta": 1, "last_update": 1e18}, {"alpha": 3, "beta": 1, "history": [[-1e18, 0.5]]},
+        {"alpha": 3},
+        {"beta": 3},
+        {"alpha": 3, "beta": 1, "last_update": 1e18},
+        {"alpha": 3, "beta": 1, "history": [[-1e18, 0.5]]},
         {"alpha": 3, "beta": 1, "history": {"times": [1.0, 2.0], "values": [0.5]}},
     ],
 )
@@ -462,8 +471,15 @@ def test_an_import_that_cannot_be_taken_whole_is_a_dead_letter_and_changes_nothi
     story = Story(log)
     story.observe("k", True)
     before = all_rows(log)
-    raw = {"specversion": "1.0", "source": "t", "id": "bad", "type": "trust.imported.v1", "time": rfc3339(START_US), "tenant": "golden",
-           "data": {"kind": "model", "id": "k", **bad}}
+    raw = {
+        "specversion": "1.0",
+        "source": "t",
+        "id": "bad",
+        "type": "trust.imported.v1",
+        "time": rfc3339(START_US),
+        "tenant": "golden",
+        "data": {"kind": "model", "id": "k", **bad},
+    }
     log.append("judgments", encode_key("golden", "model", "k"), json.dumps(raw).encode(), None, START_US // 1000)
     assert all_rows(log) == before
     assert [headers["reason"] for _, headers in log.dead_letters()] == ["invalid_field"]
@@ -564,7 +580,10 @@ def test_low_trust_opens_once_eases_and_resolves() -> None:
         story.observe("m|1", ok)
         limits.append(log.get("/trust/model/m|1")["beta_interval"][1])
     assert changes(log) == [
-        ("opened", "ok", "warning"), ("escalated", "warning", "critical"), ("eased", "critical", "warning"), ("resolved", "warning", "warning"),
+        ("opened", "ok", "warning"),
+        ("escalated", "warning", "critical"),
+        ("eased", "critical", "warning"),
+        ("resolved", "warning", "warning"),
     ]
     opened, escalated, eased, resolved = log.alerts("trust.low")
     assert opened["value"] == next(x for i, x in enumerate(limits) if i >= 19 and x < 0.4)
@@ -656,8 +675,26 @@ def test_the_answer_has_exactly_the_fields_of_the_contract() -> None:
     Story(log).observe("k", True)
     answer = log.get("/trust/model/k", now_us=START_US + 13_500_000)
     assert list(answer) == [
-        "kind", "id", "known", "alpha", "beta", "trust", "wald", "beta_interval", "z", "level", "effective_n", "sample_size", "strength",
-        "observations", "decays", "last_update", "seconds_since_update", "half_life_s", "at", "as_of",
+        "kind",
+        "id",
+        "known",
+        "alpha",
+        "beta",
+        "trust",
+        "wald",
+        "beta_interval",
+        "z",
+        "level",
+        "effective_n",
+        "sample_size",
+        "strength",
+        "observations",
+        "decays",
+        "last_update",
+        "seconds_since_update",
+        "half_life_s",
+        "at",
+        "as_of",
     ]
     assert (answer["last_update"], answer["seconds_since_update"]) == ("2026-03-02T00:00:01.000000Z", 12.5)
     assert (answer["at"], answer["as_of"]) == ("2026-03-02T00:00:13.500000Z", "2026-03-02T00:00:01.000000Z")
@@ -673,9 +710,17 @@ def test_the_server_clock_never_stands_before_what_was_absorbed() -> None:
 @pytest.mark.parametrize(
     ("path", "params"),
     [
-        ("/trust/model/k", {"z": 0}), ("/trust/model/k", {"z": -1}), ("/trust/model/k", {"z": 6.01}), ("/trust/model/k", {"z": "nan"}),
-        ("/trust/model/k", {"at": "yesterday"}), ("/trust/model/k", {"at": "2026-03-02T00:00:00"}), ("/trust/Model/k", {}),
-        ("/trust", {"kind": "no-kind"}), ("/trust", {"sort": "beta"}), ("/trust", {"limit": 0}), ("/trust", {"limit": 10_001}),
+        ("/trust/model/k", {"z": 0}),
+        ("/trust/model/k", {"z": -1}),
+        ("/trust/model/k", {"z": 6.01}),
+        ("/trust/model/k", {"z": "nan"}),
+        ("/trust/model/k", {"at": "yesterday"}),
+        ("/trust/model/k", {"at": "2026-03-02T00:00:00"}),
+        ("/trust/Model/k", {}),
+        ("/trust", {"kind": "no-kind"}),
+        ("/trust", {"sort": "beta"}),
+        ("/trust", {"limit": 0}),
+        ("/trust", {"limit": 10_001}),
     ],
 )
 def test_malformed_parameters_are_refused(path: str, params: dict[str, Any]) -> None:
@@ -706,8 +751,12 @@ def test_ids_with_commas_are_asked_for_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("sort", "order", "expected"),
     [
-        ("id", "asc", ["a", "b", "c", "z"]), ("id", "desc", ["z", "c", "b", "a"]), ("trust", "asc", ["a", "b", "c", "z"]),
-        ("trust", "desc", ["z", "b", "c", "a"]), ("effective_n", "desc", ["a", "z", "b", "c"]), ("last_update", "asc", ["z", "b", "c", "a"]),
+        ("id", "asc", ["a", "b", "c", "z"]),
+        ("id", "desc", ["z", "c", "b", "a"]),
+        ("trust", "asc", ["a", "b", "c", "z"]),
+        ("trust", "desc", ["z", "b", "c", "a"]),
+        ("effective_n", "desc", ["a", "z", "b", "c"]),
+        ("last_update", "asc", ["z", "b", "c", "a"]),
     ],
 )
 @pytest.mark.parametrize("partitions", [1, 8])
@@ -740,8 +789,12 @@ def test_the_report_sorts_keys_into_its_lists_and_averages_over_all() -> None:
     report = log.get("/trust/report", now_us=now_us)
     found = {name: [e["id"] for e in entries] for name, entries in report.items() if isinstance(entries, list)}
     assert found == {
-        "high_trust": ["good"], "low_trust": ["bad"], "high_confidence": ["good"], "low_confidence": ["few"],
-        "recently_updated": ["good"], "stale": ["bad"],
+        "high_trust": ["good"],
+        "low_trust": ["bad"],
+        "high_confidence": ["good"],
+        "low_confidence": ["few"],
+        "recently_updated": ["good"],
+        "stale": ["bad"],
     }
     assert list(report["stale"][0]) == ["kind", "id", "trust", "strength", "wald", "beta_interval", "sample_size", "seconds_since_update"]
     trusts = [40 / 42, 1 / 10, 4 / 7, 4 / 7, 0.6]
@@ -763,8 +816,15 @@ def test_observations_written_past_their_home_add_up() -> None:
     log = Log([Trust()], 8)
     Story(log).observe("k", True, True, False)
     home = partition_for(encode_key("golden", "model", "k"), 8)
-    raw = {"specversion": "1.0", "source": "t", "id": "lost", "type": "trust.observed.v1", "time": rfc3339(START_US), "tenant": "golden",
-           "data": {"kind": "model", "id": "k", "success": True}}
+    raw = {
+        "specversion": "1.0",
+        "source": "t",
+        "id": "lost",
+        "type": "trust.observed.v1",
+        "time": rfc3339(START_US),
+        "tenant": "golden",
+        "data": {"kind": "model", "id": "k", "success": True},
+    }
     log.append("judgments", None, json.dumps(raw).encode(), (home + 1) % 8, START_US // 1000)
     answer = log.get("/trust/model/k")
     assert (answer["alpha"], answer["beta"], answer["observations"]) == (4.0, 2.0, 4)

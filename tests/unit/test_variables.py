@@ -17,8 +17,8 @@ from tables.fold import BadParameter, Standing
 from tables.partition import HEAD, Partition
 from tables.rows import Row, parse_wire_key
 from tables.times import rfc3339
-from tables.variable_views import RANK_KEYS, Merged
-from tables.variables import EXTREMES, Partial, Variables, VariableSettings
+from tables.variable_views import RANK_KEYS, Merged, newest
+from tables.variables import EXTREMES, Partial, Registration, Variables, VariableSettings
 from tests.harness import VECTORS, Log, Rec, subset
 
 START_US = 1_772_409_600_000_000  # 2026-03-02
@@ -40,7 +40,13 @@ def registration(n: int, name: str, **data: Any) -> Event:
 
 def update(n: int, variable: str, score: dict[str, Any]) -> Event:
     data = {"variable": variable, "new_score": score}
-    return {"id": f"u{n}", "type": "variable.performance_updated.v1", "time": rfc3339(START_US + n * 1_000_000), "tenant": "golden", "data": data}
+    return {
+        "id": f"u{n}",
+        "type": "variable.performance_updated.v1",
+        "time": rfc3339(START_US + n * 1_000_000),
+        "tenant": "golden",
+        "data": data,
+    }
 
 
 def stream(seed: int, n: int, names: Iterable[str] = NAMES, models: int = 5) -> list[Event]:
@@ -346,7 +352,12 @@ def test_registration_before_or_after_the_forecasts_gives_the_same_answer() -> N
             log.send(order)
             answers.append(log.get("/variables/a"))
     assert answers[0]["out_of_range"] == 2
-    assert (answers[0]["registered"], answers[0]["kind"], answers[0]["low"], answers[0]["registered_at"]) == (True, "market", 1.0, known["time"])
+    assert (answers[0]["registered"], answers[0]["kind"], answers[0]["low"], answers[0]["registered_at"]) == (
+        True,
+        "market",
+        1.0,
+        known["time"],
+    )
     assert all(subset({**answer, "as_of": answers[0]["as_of"]}, answers[0]) == [] for answer in answers)
 
 
@@ -384,6 +395,11 @@ def test_registering_again_replaces_the_fields_but_an_older_registration_does_no
     assert log.get("/variables/a")["out_of_range"] == 0
 
 
+def test_of_registrations_in_several_partitions_the_latest_is_in_force() -> None:
+    early, late, twin = Registration(kind="early", time_us=1), Registration(kind="late", time_us=2), Registration(kind="twin", time_us=2)
+    assert [newest(found) for found in ([early, late], [late, early], [late, twin], [])] == [late, late, twin, None]
+
+
 def test_limits_the_wrong_way_round_are_a_dead_letter() -> None:
     log = Log([Variables()])
     log.send([registration(1, "a", low=2.0, high=1.0)])
@@ -395,7 +411,13 @@ def test_a_registered_variable_without_forecasts_is_shown_with_nulls_and_never_r
     log = Log([Variables()])
     log.send([registration(1, "a", kind="k"), forecast(2, {"b": 1.0})])
     answer = log.get("/variables/a")
-    assert (answer["count"], answer["avg_confidence"], answer["volatility"], answer["trust_weight"], answer["drift"]) == (0, None, None, None, False)
+    assert (answer["count"], answer["avg_confidence"], answer["volatility"], answer["trust_weight"], answer["drift"]) == (
+        0,
+        None,
+        None,
+        None,
+        False,
+    )
     assert (answer["first_seen"], answer["value"]["n"], answer["value"]["mean"], answer["updates"]) == (None, 0, None, [])
     assert [v["name"] for v in log.get("/variables")["variables"]] == ["a", "b"]
     assert [v["name"] for v in log.get("/variables", min_count=1)["variables"]] == ["b"]
@@ -451,12 +473,14 @@ def test_lists_are_filtered_and_paged_by_name_and_stable_under_new_names() -> No
 
 def test_ranks_put_null_last_both_ways_and_break_ties_by_first_sight_then_place_then_name() -> None:
     log = Log([Variables()])
-    log.send([
-        forecast(5, {"late": 1.0, "first": 1.0}, alignment_score=0.5, confidence=0.5),
-        forecast(6, {"none": 1.0}, confidence=0.9),
-        forecast(7, {"z": 1.0, "y": 1.0}, alignment_score=0.9, confidence=0.1),
-        forecast(8, {"first": 1.0}, START_US, alignment_score=0.5, confidence=0.5),
-    ])
+    log.send(
+        [
+            forecast(5, {"late": 1.0, "first": 1.0}, alignment_score=0.5, confidence=0.5),
+            forecast(6, {"none": 1.0}, confidence=0.9),
+            forecast(7, {"z": 1.0, "y": 1.0}, alignment_score=0.9, confidence=0.1),
+            forecast(8, {"first": 1.0}, START_US, alignment_score=0.5, confidence=0.5),
+        ]
+    )
     assert log.get("/variables/rank", key="avg_alignment")["names"] == ["z", "y", "first", "late", "none"]
     assert log.get("/variables/rank", key="avg_alignment", order="asc")["names"] == ["first", "late", "z", "y", "none"]
     answer = log.get("/variables/rank", limit=2)
@@ -476,7 +500,7 @@ def test_every_rank_key_orders_by_the_figure_shown(key: str) -> None:
 
 
 def test_an_unknown_rank_key_names_the_allowed_ones() -> None:
-    with pytest.raises(BadParameter, match="avg_confidence.*trust_weight") as caught:
+    with pytest.raises(BadParameter, match=r"avg_confidence.*trust_weight") as caught:
         Log([Variables()]).get("/variables/rank", key="nonsense")
     assert caught.value.parameter == "key"
 
@@ -500,6 +524,14 @@ def test_drift_says_by_which_figure_and_leaves_out_the_exact_limits() -> None:
     assert log.get("/variables/drift", threshold=0.3, min_count=3)["flagged"] == ["bare"]
     assert log.get("/variables/drift")["threshold"] == 0.25
     assert log.get("/variables/drift")["flagged"] == ["bare", "exact", "frail", "noise"]
+
+
+def test_one_minus_the_threshold_is_rounded_too() -> None:
+    log = Log([Variables()])
+    log.send(forecast(i, {"a": 1.0}, certified=i < 41) for i in range(50))
+    assert 1 - 0.18 > 0.82  # as a double
+    assert log.get("/variables/drift", threshold=0.18)["flagged"] == []
+    assert log.get("/variables/drift", threshold=0.1799)["flagged"] == ["a"]
 
 
 def test_the_deployments_threshold_decides_the_flag_and_the_weight_never_below_a_tenth() -> None:

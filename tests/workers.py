@@ -1,0 +1,121 @@
+"""Workers as processes, for tests that start, kill, pause and ask them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Any
+
+from streams.admin import create_topics
+from streams.settings import load
+
+from .kafka.broker import free_ports
+
+ROOT = Path(__file__).parent.parent
+
+
+class WorkerProcess:
+    """``python -m agents.main worker`` with its settings.
+
+    Args:
+        settings: by name, as on the command line.
+        environment: more variables, for keyed settings.
+    """
+
+    def __init__(self, bootstrap: str, folder: Path, *, environment: dict[str, str] | None = None, **settings: object) -> None:
+        self.port = free_ports(1)[0]
+        self.settings = {"bootstrap": bootstrap, "web_port": self.port, "log_level": "warning", "alert_interval_s": 0.2, **settings}
+        self.environment = environment or {}
+        self.log = folder / f"worker-{self.port}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait: bool = True) -> WorkerProcess:
+        """Start, and wait until the tables are restored."""
+        words = [word for name, value in self.settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agents.main", "worker", *words],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.environment},
+            )
+        if wait:
+            self.until(lambda: self.get("/readyz", api="") is not None)
+        return self
+
+    def until(self, holds: Any, timeout_s: float = 60) -> None:
+        """Wait for something to hold."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"the worker stopped with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+            try:
+                if holds():
+                    return
+            except (urllib.error.URLError, OSError):
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not within {timeout_s} s; the worker's log:\n{self.log.read_text()[-3000:]}")
+
+    def get(self, path: str, api: str = "/api/v1", headers: dict[str, str] | None = None, **params: object) -> dict[str, Any]:
+        """JSON of a view; errors raise."""
+        url = f"http://127.0.0.1:{self.port}{api}{path}"
+        if params:
+            url += "?" + urllib.parse.urlencode({k: str(v).lower() if isinstance(v, bool) else v for k, v in params.items()})
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=20) as response:
+            return dict(json.load(response))
+
+    def ask(self, path: str, headers: dict[str, str] | None = None, **params: object) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of a view."""
+        try:
+            return 200, self.get(path, headers=headers, **params)
+        except urllib.error.HTTPError as exc:
+            return exc.code, dict(json.load(exc))
+
+    def absorbed(self, total: int | None = None) -> bool:
+        """Nothing waits, and the log holds at least `total` records."""
+        status = self.get("/status")
+        return status["lag"] == 0 and all(p["end"] is not None for p in status["partitions"]) and (total is None or status["counts"]["in"] >= total)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def signal(self, number: int) -> None:
+        """SIGSTOP, SIGCONT, …"""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """SIGTERM and wait; returns the exit code."""
+        if self.process is None or self.process.poll() is not None:
+            return 0
+        self.process.send_signal(signal.SIGCONT)
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+            return -9
+
+
+def fresh(bootstrap: str, partitions: int) -> dict[str, Any]:
+    """Settings of a new deployment with its topics created."""
+    settings = {"bootstrap": bootstrap, "topic_prefix": f"t{uuid.uuid4().hex[:8]}.", "app_id": "pulsefold", "partitions": partitions}
+    create_topics(load(settings, {}))
+    return settings
