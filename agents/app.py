@@ -12,7 +12,7 @@ from typing import Any
 from faust.types import TP
 from mode import Service
 
-from streams.admin import partition_counts, topic_identities
+from streams.admin import is_embedded, partition_counts, topic_identities
 from streams.derive import event_bytes
 from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
@@ -58,13 +58,13 @@ def security(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     return ours, theirs
 
 
-def discover_partitions(settings: Settings, security: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
-    """Source topic -> number of partitions, and -> 32 bits of its Kafka topic id (asks the broker)."""
+def discover_partitions(settings: Settings, security: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], bool]:
+    """Source topic -> number of partitions, and -> 32 bits of its Kafka topic id; whether the broker is the embedded one."""
     bootstrap, prefix = settings.get("bootstrap"), settings.get("topic_prefix")
     full = [prefix + topic for topic in SOURCE_TOPICS]
     counts = partition_counts(bootstrap, full, security=security)
     identities = topic_identities(bootstrap, full, security=security)
-    return {t: counts[prefix + t] for t in SOURCE_TOPICS}, {t: identities.get(prefix + t, 0) for t in SOURCE_TOPICS}
+    return {t: counts[prefix + t] for t in SOURCE_TOPICS}, {t: identities.get(prefix + t, 0) for t in SOURCE_TOPICS}, is_embedded(bootstrap, security=security)
 
 
 class Ticks(Service):  # type: ignore[misc]  # mode is untyped here

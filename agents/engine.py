@@ -69,13 +69,14 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     """
 
     def __init__(
-        self, app: Any, config: EngineConfig, schema: Schema, discover: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]], **kwargs: Any
+        self, app: Any, config: EngineConfig, schema: Schema, discover: Callable[[], tuple[Mapping[str, int], Mapping[str, int], bool]], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.app = app
         self.config = config
         self.schema = schema
         self.discover = discover
+        self.fetch_wait_ms = 200
         self.partitions: dict[str, list[Partition]] = {}
         self.core = Core(())
         self.follower: Any = None
@@ -127,14 +128,17 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     async def on_start(self) -> None:
         """Connect, and begin to follow every changelog partition from its start."""
         if not self.partitions:
-            self.prepare(*await asyncio.to_thread(self.discover))
+            counts, identities, embedded = await asyncio.to_thread(self.discover)
+            self.prepare(counts, identities)
+            if embedded:
+                self.fetch_wait_ms = 3  # the mock cluster answers a waiting fetch at its end only
         await self._connect_producer()
         self.follower = AIOKafkaConsumer(
             bootstrap_servers=self.config.bootstrap,
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=min(100, self.fetch_wait_ms),
             max_partition_fetch_bytes=1 << 20,
             max_poll_records=5000,
             **self.config.security,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,26 +10,31 @@ import msgspec
 from tables.budgets import CostSettings
 from tables.costs import Costs
 from tables.fold import Fold
+from tables.learning import Learning, LearningSettings
 from tables.partition import Schema
 from tables.trust import Trust, TrustSettings
 from tables.variables import Variables, VariableSettings
 from tables.windows import Windows, WindowSettings
 
-FOLDS: Sequence[tuple[Callable[[Any], Fold], type[msgspec.Struct]]] = (
-    (Trust, TrustSettings),
-    (Variables, VariableSettings),
-    (Costs, CostSettings),
-    (Windows, WindowSettings),
-)
-"""Fold and the struct of its settings. Goals come before what else sees a training event: they may refuse it."""
-
-FOLD_SETTINGS = tuple(settings for _, settings in FOLDS)
+FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (TrustSettings, VariableSettings, CostSettings, LearningSettings, WindowSettings)
+"""What the folds declare as settings."""
 
 
-def schema(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct()) -> Schema:
-    """All folds with their settings.
+def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct()) -> list[Fold]:
+    """All folds, in the order in which they see an event.
 
     Args:
         settings_of: settings struct -> its instance in force (default: its defaults).
     """
-    return Schema([fold(settings_of(struct)) for fold, struct in FOLDS])
+    return [
+        Trust(settings_of(TrustSettings)),
+        Variables(settings_of(VariableSettings)),
+        Costs(settings_of(CostSettings)),
+        Learning(settings_of(LearningSettings)),  # with the goals, which may refuse a training event: before what else sees it
+        Windows(settings_of(WindowSettings)),
+    ]
+
+
+def schema(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct()) -> Schema:
+    """Tables and handlers of all folds."""
+    return Schema(folds(settings_of))

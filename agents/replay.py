@@ -46,7 +46,7 @@ class Outcome:
 async def run(settings: Any, tables: Schema, progress: Progress | None = None) -> Outcome:
     """Restore the live tables from the changelog, rebuild them from the log, compare."""
     ours, theirs = security(settings)
-    counts, identities = discover_partitions(settings, theirs)
+    counts, identities, _ = discover_partitions(settings, theirs)
     prefix, app_id = settings.get("topic_prefix"), settings.get("app_id")
     from streams.topics import changelog_name
 

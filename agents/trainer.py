@@ -46,6 +46,8 @@ PLANS = {
     "digits-drifting": Plan("digits", 3, 0.5, drift_at=0.4),
 }
 EPOCHS = 40
+FADED = 0.05
+"""What is left of the inputs' scale once the drifting trainer's sensor fades."""
 STEPS = 16
 FORECASTS = 14
 
@@ -126,7 +128,7 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
             if pace_s:
                 time.sleep(pace_s)
         drifting = plan.drift_at is not None and epoch >= EPOCHS * plan.drift_at
-        shown = held_x + (rng.normal(0.0, 4.0, held_x.shape) if drifting else 0.0)
+        shown = held_x * (FADED if drifting else 1.0)
         chances = softmax(shown @ weights + bias)
         accuracy, loss = float((chances.argmax(1) == held_y).mean()), float(np.mean(losses))
         publisher.publish(events.MetricRecorded(metric_type="held_out", model=name, run=name, epoch=epoch, values={"accuracy": accuracy}, tags=[plan.dataset]))
@@ -139,7 +141,7 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
         )
         publisher.publish(events.GoalProgressed(goal_id=f"{name}-accuracy", current=accuracy, task_type=name))
         publisher.publish(events.GoalProgressed(goal_id=f"{name}-loss", current=loss, task_type=name))
-        forecast(name, publisher, chances, held_y, named, prefix, cursor, epoch, shift=drifting, rng=rng)
+        forecast(name, publisher, chances, held_y, named, prefix, cursor, epoch, shift=drifting)
         cursor += FORECASTS
         now = time.process_time()
         publisher.publish(events.CostIncurred(cost=Decimal(f"{(now - spent_cpu) * USD_PER_CPU_SECOND:.6f}"), model=name, run=name, tags=[plan.dataset]))
@@ -157,7 +159,6 @@ def forecast(
     epoch: int,
     *,
     shift: bool,
-    rng: np.random.Generator,
 ) -> None:
     """Forecasts on held-out samples with the model's probabilities, and how they turned out."""
     for i in range(FORECASTS):
@@ -165,7 +166,7 @@ def forecast(
         p = np.sort(chances[sample])
         guess = int(chances[sample].argmax())
         success = guess == int(truth[sample])
-        inputs = {prefix + key: round(float(values[sample]) + (float(rng.normal(0, 4)) if shift else 0.0), 6) for key, values in named.items()}
+        inputs = {prefix + key: round(float(values[sample]) * (FADED if shift else 1.0), 6) for key, values in named.items()}
         identity = f"{name}-{epoch}-{i}"
         confidence, margin = float(p[-1]), float(p[-1] - p[-2])
         publisher.publish(

@@ -101,7 +101,9 @@ class Log:
             for view in sorted(fold.views, key=lambda v: v.path.count("{")):
                 found = match(view, path)
                 if found is not None:
-                    asked = msgspec.convert({**found, **{k: v for k, v in params.items()}}, view.params, strict=False)
+                    lists = {f.encode_name for f in msgspec.structs.fields(view.params) if "list" in str(f.type)}
+                    values = {k: v.split(",") if k in lists and isinstance(v, str) else v for k, v in {**found, **params}.items()}
+                    asked = msgspec.convert(values, view.params, strict=False)
                     try:
                         return view.answer(self.reader(tenant, now_us), asked)
                     except NotFound as missing:

@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
     if argv and argv[0] in ("worker", "replay", "demo", "config") and not {"--help", "-h"} & set(argv):
         return {"config": config_words}.get(argv[0], lambda words: service(argv[0], words))(list(argv[1:]))
-    found = app(list(argv), exit_on_error=True, print_error=True)
+    found: Any = app(list(argv), exit_on_error=True, print_error=True)  # type: ignore[no-untyped-call]  # cyclopts leaves __call__ untyped
     return int(found or 0)
 
 

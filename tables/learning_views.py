@@ -1,0 +1,327 @@
+"""Learning progress as it is asked for: live figures, trend, curve, convergence and the report.
+
+The rules this file keeps: every documented key is there, whatever was recorded; "last" is by event time, then partition, then
+offset, so late events replace nothing; no answer reads more than the rings hold, and none waits for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from math import fsum, isfinite
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from .fold import BadParameter, NotFound, Reader, View, names
+from .goals import GoalsParams
+from .moments import Moments
+from .regression import fit
+from .times import HOUR_US, rfc3339, rfc3339_or_none, to_us
+
+if TYPE_CHECKING:
+    from .learning import Key, Learning, Point, StreamState
+
+LIVE = 10
+"""Events that the live figures rest on; the same number for `recent_avg` of the trend, and the least a trend needs."""
+LEAST_P = 0.05
+"""A slope whose p is below is a direction."""
+MOST_TASKS = 100
+CURVE = ("time", "score", "learning_rate", "episode_count", "convergence_metric")
+
+Task = Annotated[str, msgspec.Meta(min_length=1)]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+Window = Annotated[int, msgspec.Meta(ge=2, le=1_000)]
+Streams = list[tuple["Key", "StreamState"]]
+
+
+class MetricsParams(msgspec.Struct, frozen=True):
+    """``/learning/metrics``: an empty `run` is that of the events without one."""
+
+    task: Task | None = None
+    run: str | None = None
+
+
+class ReportParams(msgspec.Struct, frozen=True):
+    """``/learning/report``: `limit` events are analyzed."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
+    task: Task | None = None
+
+
+class CurveParams(msgspec.Struct, frozen=True):
+    """``/learning/curve``: the last `window` points, none before `since`; `fields` of a point."""
+
+    task: Task
+    run: str | None = None
+    window: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
+    since: Moment | None = None
+    fields: list[str] | None = None
+
+
+class TrendParams(msgspec.Struct, frozen=True):
+    """``/learning/trend``: of one `task`, or of several `tasks`."""
+
+    task: Task | None = None
+    tasks: list[str] | None = None
+    run: str | None = None
+    window: Window = 50
+
+
+class ConvergenceParams(msgspec.Struct, frozen=True):
+    """``/learning/convergence``: rates are up to `at`."""
+
+    task: Task | None = None
+    run: str | None = None
+    at: Moment | None = None
+
+
+class LearningViews:
+    """The views of the fold of learning events.
+
+    Args:
+        fold: whose rows are read.
+    """
+
+    def __init__(self, fold: Learning) -> None:
+        self.fold = fold
+        topics = fold.topics
+        self.views = (
+            View("/learning/metrics", MetricsParams, self.metrics, topics, "How training goes right now, by its last ten events."),
+            View("/learning/report", ReportParams, self.report, topics, "Performance, dynamics, tasks and goals over the last events."),
+            View("/learning/curve", CurveParams, self.curve, topics, "The points of a learning curve, oldest first."),
+            View("/learning/trend", TrendParams, self.trend, topics, "Whether a task gets better, how fast, and whether that is noise."),
+            View("/learning/convergence", ConvergenceParams, self.convergence, topics, "What has converged, how often, and since when."),
+        )
+
+    def metrics(self, reader: Reader, params: MetricsParams) -> dict[str, Any]:
+        """Live figures; ``null`` before the first event, counts are 0 then."""
+        fold = self.fold
+        streams = fold.streams(reader, params.task, params.run)
+        points = fold.last(reader, streams, LIVE)
+        total = sum(state.n for _, state in streams)
+        return {
+            "task": params.task,
+            "run": params.run,
+            "current_performance": points[-1][3] if points else None,
+            "current_learning_rate": points[-1][4] if points else None,
+            "recent_avg_performance": mean([point[3] for point in points]),
+            "performance_trend": tendency(points),
+            "active_goals_count": fold.goals.active(reader, params.task),
+            "total_learning_events": total,
+            "last_update": rfc3339(points[-1][0]) if points else None,
+            "lifetime_avg_performance": share(sum(state.scores for _, state in streams), total),
+            "lifetime_avg_learning_rate": share(sum(state.rates for _, state in streams), total),
+            "lifetime_avg_convergence_metric": share(sum(state.metrics for _, state in streams), total),
+            "as_of": rfc3339_or_none(reader.as_of()),
+        }
+
+    def curve(self, reader: Reader, params: CurveParams) -> dict[str, Any]:
+        """The last points of a task or of one of its runs."""
+        fields = CURVE if params.fields is None else tuple(names(params.fields))
+        for name in fields:
+            if name not in CURVE:
+                raise BadParameter("fields", f"{name} is no field of a point; those are {', '.join(CURVE)}")
+        streams = self.known(reader, params.task, params.run)
+        since = {} if params.since is None else {"since_us": to_us(params.since)}
+        shown = []
+        for time_us, _, _, score, rate, episodes, metric, _ in self.fold.last(reader, streams, params.window, **since):
+            point = dict(zip(CURVE, (rfc3339(time_us), score, rate, episodes, metric), strict=True))
+            shown.append({name: point[name] for name in fields})
+        return {"task": params.task, "run": params.run, "points": shown, "as_of": rfc3339_or_none(reader.as_of())}
+
+    def trend(self, reader: Reader, params: TrendParams) -> dict[str, Any]:
+        """The trend of one task, or of several in one answer (a task never seen then has n = 0)."""
+        if (params.task is None) == (params.tasks is None):
+            raise BadParameter("task" if params.task is None else "tasks", "give either task or tasks")
+        if params.task is not None:
+            points = self.fold.last(reader, self.known(reader, params.task, params.run), params.window)
+            answer = {"task": params.task, "run": params.run, **trend_of(points)}
+        else:
+            asked = list(dict.fromkeys(names(params.tasks or ())))
+            if not 1 <= len(asked) <= MOST_TASKS:
+                raise BadParameter("tasks", f"{len(asked)} tasks; 1 to {MOST_TASKS} can be asked for at once")
+            streams = self.fold.streams(reader, None, params.run)
+            tasks = {task: trend_of(self.fold.last(reader, [item for item in streams if item[0][0] == task], params.window)) for task in asked}
+            answer = {"tasks": {task: {"task": task, "run": params.run, **figures} for task, figures in tasks.items()}}
+        answer["as_of"] = rfc3339_or_none(reader.as_of())
+        return answer
+
+    def known(self, reader: Reader, task: str, run: str | None) -> Streams:
+        """Streams of a task, or of one of its runs.
+
+        Raises:
+            NotFound: nobody recorded any.
+        """
+        streams = self.fold.streams(reader, task, run)
+        if not streams:
+            raise NotFound(f"no learning event of task {task}" + (f" in run {run}" if run else "") + " was recorded", task=task, run=run)
+        return streams
+
+    def convergence(self, reader: Reader, params: ConvergenceParams) -> dict[str, Any]:
+        """Convergences counted and converged streams, all tasks or one."""
+        streams = self.fold.streams(reader, params.task, params.run)
+        at_us = now(reader) if params.at is None else to_us(params.at)
+        answer = {"task": params.task, "run": params.run, **convergence_of(streams, at_us)}
+        answer["as_of"] = rfc3339_or_none(reader.as_of())
+        return answer
+
+    def report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
+        """All at a glance, over the last `limit` events."""
+        fold = self.fold
+        streams = fold.streams(reader, None, None) if params.task is None else fold.streams(reader, params.task, None)
+        points = fold.last(reader, streams, params.limit)
+        scores = [point[3] for point in points]
+        goal_summary = fold.goals.summary(reader, GoalsParams(task_type=params.task))
+        at_us = now(reader)
+        totals: dict[str, int] = {}
+        for key, state in streams:
+            totals[key[0]] = totals.get(key[0], 0) + state.n
+        by_task: dict[str, list[Point]] = {}
+        for point in points:
+            by_task.setdefault(point[7], []).append(point)
+        return {
+            "report_time": rfc3339(at_us),
+            "task": params.task,
+            "total_learning_events": sum(totals.values()),
+            "recent_events_analyzed": len(points),
+            "overall_performance": {
+                "average": mean(scores),
+                "std_deviation": Moments.of(scores).population_std,
+                "min": min(scores, default=None),
+                "max": max(scores, default=None),
+                "median": median(scores) if scores else None,
+            },
+            "learning_dynamics": {
+                "average_learning_rate": mean([point[4] for point in points]),
+                "convergence_analysis": convergence_of(streams, at_us),
+            },
+            "task_analysis": {
+                task: {
+                    "event_count": len(mine),
+                    "avg_performance": mean([point[3] for point in mine]),
+                    "performance_trend": tendency(mine),
+                    "latest_score": mine[-1][3],
+                    "total_events": totals[task],
+                }
+                for task, mine in sorted(by_task.items())
+            },
+            "goal_summary": goal_summary,
+            "time_span_hours": (points[-1][0] - points[0][0]) / HOUR_US if points else None,
+            "as_of": rfc3339_or_none(reader.as_of()),
+        }
+
+
+def now(reader: Reader) -> int:
+    """The server's clock, never before what was absorbed, microseconds."""
+    return max(reader.now_us, reader.as_of() or reader.now_us)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean, None of nothing; exactly the value where all are equal."""
+    if not values:
+        return None
+    if min(values) == max(values):
+        return values[0]
+    n = len(values)
+    try:
+        return fsum(values) / n
+    except OverflowError:  # the sum is beyond a double, the mean is not
+        return fsum(value / n for value in values)
+
+
+def share(total: float, n: int) -> float | None:
+    """A sum over its count; None of nothing, or where the sum is beyond the range of a double."""
+    return total / n if n and isfinite(total) else None
+
+
+def tendency(points: Sequence[Point]) -> str | None:
+    """The last score beside the one before: improving, declining or stable (also with one event); None of nothing."""
+    if not points:
+        return None
+    last, before = points[-1][3], points[-2][3] if len(points) > 1 else points[-1][3]
+    return "improving" if last > before else "declining" if last < before else "stable"
+
+
+def trend_of(points: Sequence[Point]) -> dict[str, Any]:
+    """Trend of scores; zeros and ``null`` below `LIVE` points.
+
+    Args:
+        points: oldest first.
+
+    Returns:
+        trend and stderr by event, slope_per_hour and stderr_time by hour since the first point; confidence and r2_time are R²;
+        p values are two-sided; figures of the time ``null`` where all times are equal.
+    """
+    n = len(points)
+    answer: dict[str, Any] = {
+        "n": n, "enough": n >= LIVE, "trend": 0.0, "confidence": 0.0, "recent_avg": 0.0, "improvement_rate": 0.0, "direction": "stable",
+        "intercept": None, "stderr": None, "p": None, "slope_per_hour": None, "r2_time": None, "stderr_time": None, "p_time": None,
+        "std": None, "median": None, "min": None, "max": None,
+    }  # fmt: skip
+    if n < LIVE:
+        return answer
+    scores = [point[3] for point in points]
+    line = fit(range(n), scores)
+    first = points[0][0]
+    by_time = fit([(point[0] - first) / HOUR_US for point in points], scores)
+    slope = line.slope or 0.0
+    moments = Moments.of(scores)
+    answer |= {
+        "trend": slope, "confidence": line.r2, "recent_avg": mean(scores[-LIVE:]), "improvement_rate": slope * n,
+        "intercept": line.intercept, "stderr": line.stderr, "p": line.p,
+        "slope_per_hour": by_time.slope, "r2_time": by_time.r2, "stderr_time": by_time.stderr, "p_time": by_time.p,
+        "std": moments.std, "median": median(scores), "min": moments.min, "max": moments.max,
+    }  # fmt: skip
+    if line.p is not None and line.p < LEAST_P and slope != 0.0:
+        answer["direction"] = "improving" if slope > 0.0 else "declining"
+    return answer
+
+
+def convergence_of(streams: Streams, at_us: int) -> dict[str, Any]:
+    """Convergences counted over streams, the streams that are converged, and the same by task.
+
+    Args:
+        at_us: end of the span that the rate is over, microseconds.
+
+    Returns:
+        Zeros where nothing has converged; convergence_rate by hour since the first convergence; `since` = when the stream that
+        has been converged the longest entered, ``null`` if none is.
+    """
+    total = sum(state.below for _, state in streams)
+    begins = [state.first_below_us for _, state in streams if state.first_below_us is not None]
+    hours = (at_us - min(begins)) / HOUR_US if begins else 0.0
+    since = [state.entered_us for _, state in streams if state.inside and state.entered_us is not None]
+    recent = sorted((t, state.home, offset, key[0], metric) for key, state in streams for t, offset, metric in state.recent)[-LIVE:]
+    tasks: dict[str, Streams] = {}
+    for item in streams:
+        tasks.setdefault(item[0][0], []).append(item)
+    return {
+        "total_convergences": total,
+        "avg_convergence_metric": share(sum(state.below_sum for _, state in streams), total) if total else 0.0,
+        "last_convergence": rfc3339(recent[-1][0]) if recent else None,
+        "recent_convergences": [[rfc3339(t), task, metric] for t, _, _, task, metric in recent],
+        "convergence_rate": total / hours if hours > 0 else 0.0,
+        "rate_defined": hours > 0,
+        "entered": sum(state.entered for _, state in streams),
+        "left": sum(state.left for _, state in streams),
+        "converged": bool(since),
+        "since": rfc3339_or_none(min(since, default=None)),
+        "late": sum(state.late for _, state in streams),
+        "at": rfc3339(at_us),
+        "task_statistics": {task: statistics_of(mine) for task, mine in sorted(tasks.items())},
+    }
+
+
+def statistics_of(streams: Streams) -> dict[str, Any]:
+    """Convergences of one task's streams."""
+    count = sum(state.below for _, state in streams)
+    return {
+        "count": count,
+        "avg_convergence_metric": share(sum(state.below_sum for _, state in streams), count) if count else 0.0,
+        "last_convergence": rfc3339_or_none(max((state.recent[-1][0] for _, state in streams if state.recent), default=None)),
+        "entered": sum(state.entered for _, state in streams),
+        "left": sum(state.left for _, state in streams),
+        "converged": any(state.inside for _, state in streams),
+    }
