@@ -1,0 +1,159 @@
+"""The contract, type by type: golden wire files, what is refused and why, keys, and conformance to CloudEvents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka.partitioner import murmur2 as kafka_murmur2
+from cloudevents.core.bindings.kafka import KafkaMessage, from_structured_event
+from cloudevents.core.formats.json import JSONFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.codec import InvalidEvent, decode, encode
+from streams.events import SOURCE_EVENTS, Event
+from streams.keys import encode_key, murmur2, partition_for, record_key
+
+GOLDEN = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted((Path(__file__).parent.parent / "golden" / "events").glob("*.json"))}
+INVALID = [(name, n) for name, golden in GOLDEN.items() for n in range(len(golden["invalid"]))]
+REASONS = {"not_json", "unknown_type", "invalid_field", "too_large"}
+
+
+def raw(body: object) -> bytes:
+    return json.dumps(body).encode()
+
+
+def test_every_type_of_the_contract_has_a_golden_file_with_at_least_three_invalid_ones() -> None:
+    assert set(GOLDEN) == {data.TYPE for data in SOURCE_EVENTS}
+    assert all(len(golden["invalid"]) >= 3 for golden in GOLDEN.values())
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_golden_event_decodes_travels_by_its_key_and_survives_a_round_trip(name: str) -> None:
+    golden = GOLDEN[name]
+    event = decode(raw(golden["wire"]))
+    assert event.data.TYPE == name
+    assert event.data.TOPIC == golden["topic"]
+    assert record_key(event) == golden["key"].encode()
+    assert decode(encode(event)) == event
+    again = json.loads(encode(event))
+    for field, value in golden["wire"]["data"].items():
+        if not isinstance(value, (dict, list)) and field not in ("cost", "deadline", "last_update", "until"):
+            assert again["data"].get(field, value) == value
+
+
+@pytest.mark.parametrize(("name", "n"), INVALID)
+def test_an_invalid_event_is_refused_with_its_reason_and_the_fields_name(name: str, n: int) -> None:
+    golden = GOLDEN[name]
+    case = golden["invalid"][n]
+    data = {key: value for key, value in {**golden["wire"]["data"], **case["set"]}.items() if key not in case["remove"]}
+    with pytest.raises(InvalidEvent) as refused:
+        decode(raw({**golden["wire"], "data": data}))
+    assert refused.value.reason == case["reason"]
+    assert refused.value.field == case["field"]
+    assert case["field"] in refused.value.error
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_cloudevents_package_reads_what_we_write(name: str) -> None:
+    event = decode(raw(GOLDEN[name]["wire"]))
+    message = KafkaMessage(headers={"content-type": b"application/cloudevents+json"}, key=record_key(event), value=encode(event))
+    theirs = from_structured_event(message, JSONFormat())
+    assert (theirs.get_id(), theirs.get_source(), theirs.get_type(), theirs.get_specversion()) == (event.id, "golden", name, "1.0")
+    assert theirs.get_time() == event.time
+    assert theirs.get_extension("tenant") == "acme"
+    assert theirs.get_data() == json.loads(msgspec.json.encode(event.data))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "field"),
+    [
+        ({"type": "trust.seen.v1"}, "unknown_type", "type"),
+        ({"type": 5}, "invalid_field", "type"),
+        ({"tenant": "ACME!"}, "invalid_field", "tenant"),
+        ({"id": ""}, "invalid_field", "id"),
+        ({"id": "x" * 129}, "too_large", "id"),
+        ({"id": "a\u0007"}, "invalid_field", "id"),
+        ({"time": "2026-03-02T00:00:00"}, "invalid_field", "time"),
+        ({"time": "yesterday"}, "invalid_field", "time"),
+        ({"time": "0001-01-01T00:00:00+14:00"}, "invalid_field", "time"),
+        ({"specversion": "0.3"}, "invalid_field", "specversion"),
+    ],
+)
+def test_the_envelope_is_checked_field_by_field(change: dict[str, Any], reason: str, field: str) -> None:
+    with pytest.raises(InvalidEvent) as refused:
+        decode(raw({**GOLDEN["trust.observed.v1"]["wire"], **change}))
+    assert (refused.value.reason, refused.value.field) == (reason, field)
+
+
+def test_a_record_over_one_mebibyte_is_too_large() -> None:
+    wire = GOLDEN["custom.recorded.v1"]["wire"]
+    with pytest.raises(InvalidEvent, match="1048576"):
+        decode(raw({**wire, "data": {"name": "n", "fields": {"x": "y" * (1 << 20)}}}))
+
+
+def test_unknown_attributes_and_fields_are_ignored() -> None:
+    wire = GOLDEN["trust.observed.v1"]["wire"]
+    assert decode(raw({**wire, "traceparent": "00-x", "data": {**wire["data"], "colour": "red"}})) == decode(raw(wire))
+
+
+def test_money_keeps_its_decimal_text() -> None:
+    event = decode(b'{"specversion":"1.0","id":"1","source":"s","type":"cost.incurred.v1","data":{"cost":0.1000000000000000055}}')
+    assert str(event.data.cost) == "0.1000000000000000055"
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_an_event_or_invalid_event(noise: bytes) -> None:
+    try:
+        assert isinstance(decode(noise), Event)
+    except InvalidEvent as refused:
+        assert refused.reason in REASONS
+
+
+@given(st.sampled_from(sorted(GOLDEN)), st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6), st.data())
+def test_any_value_in_any_field_gives_an_event_or_invalid_event(name: str, value: object, data: st.DataObject) -> None:
+    wire = GOLDEN[name]["wire"]
+    field = data.draw(st.sampled_from(sorted(wire["data"])))
+    try:
+        event = decode(raw({**wire, "data": {**wire["data"], field: value}}))
+        assert decode(encode(event)) == event
+    except InvalidEvent as refused:
+        assert refused.reason in REASONS and refused.error
+
+
+@given(st.binary(max_size=200), st.integers(1, 64))
+def test_home_partitions_are_those_of_the_java_client(key: bytes, count: int) -> None:
+    assert murmur2(key) & 0xFFFFFFFF == kafka_murmur2(key) & 0xFFFFFFFF
+    assert partition_for(key, count) == (kafka_murmur2(key) & 0x7FFFFFFF) % count
+
+
+@pytest.mark.parametrize(
+    ("parts", "key"),
+    [(("acme", None, "a|b"), b"acme|a%7Cb"), (("acme",), b"acme"), (("acme", None), b"acme"), (("acme", "50%"), b"acme|50%25"), (("acme", "é"), "acme|é".encode())],
+)
+def test_absent_parts_of_a_key_are_left_out_with_their_separator(parts: tuple[str | None, ...], key: bytes) -> None:
+    assert encode_key(*parts) == key
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "key"),
+    [
+        ("metric.recorded.v1", ["run"], "acme|m1"),
+        ("metric.recorded.v1", ["run", "model"], "acme|unknown"),
+        ("learning.recorded.v1", ["run"], "acme|t"),
+        ("goal.created.v1", ["task_type"], "acme"),
+        ("rl_metrics.recorded.v1", ["agent"], "acme"),
+        ("forecast.issued.v1", ["model"], "acme"),
+        ("trust.decayed.v1", ["id"], "acme"),
+        ("judgment.recorded.v1", ["agent"], "acme|t"),
+        ("custom.recorded.v1", ["task"], "acme"),
+    ],
+)
+def test_a_key_without_its_optional_part(name: str, without: list[str], key: str) -> None:
+    wire = GOLDEN[name]["wire"]
+    data = {k: v for k, v in wire["data"].items() if k not in without}
+    assert record_key(decode(raw({**wire, "data": data}))) == key.encode()
