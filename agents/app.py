@@ -113,6 +113,24 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
             await self.engine.producer.send_and_wait(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
 
 
+def check_settings(settings: Settings) -> Tokens:
+    """The configured tokens, after what can be checked without a broker.
+
+    Raises:
+        ConfigError: a setting is unusable.
+    """
+    try:
+        tokens = Tokens(settings.get("tokens") or {})
+    except ValueError as bad:
+        raise ConfigError("tokens", str(bad)) from None
+    host = settings.get("web_host")
+    if not tokens and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError("web_host", f"{host} is not loopback; configure tokens before serving it")
+    if settings.get("dedupe_window") % 64:
+        raise ConfigError("dedupe_window", "expected a multiple of 64")
+    return tokens
+
+
 def build(settings: Settings) -> seam.App:
     """The Faust app, not yet started.
 
@@ -122,16 +140,9 @@ def build(settings: Settings) -> seam.App:
     seam.register()
     bootstrap, prefix, app_id = settings.get("bootstrap"), settings.get("topic_prefix"), settings.get("app_id")
     ours, theirs = security(settings)
-    try:
-        tokens = Tokens(settings.get("tokens") or {})
-    except ValueError as bad:
-        raise ConfigError("tokens", str(bad)) from None
+    tokens = check_settings(settings)
     host = settings.get("web_host")
-    if not tokens and host not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigError("web_host", f"{host} is not loopback; configure tokens before serving it")
     window = settings.get("dedupe_window")
-    if window % 64:
-        raise ConfigError("dedupe_window", "expected a multiple of 64")
     app = seam.App(
         app_id,
         broker=f"chunk://{bootstrap}",
@@ -185,13 +196,13 @@ def build(settings: Settings) -> seam.App:
     for table in tables.tables:
         app.tables.add(seam.Rows(app, name=table.wire, help=f"rows of {table.name}, rank {table.rank}"))
 
-    source_topics = app.topic(*engine.short_names, key_serializer="raw", value_serializer="raw")
-
-    @app.agent(source_topics, concurrency=1, name="fold")  # type: ignore[untyped-decorator]  # faust is untyped here
     async def fold(stream: Any) -> None:
         """Fold source events into rows."""
         async for event in stream.events():
             engine.absorb(event.message.tp, event.message.value)
+
+    for name, topic in engine.full_names.items():  # one each, so that `faust agents` can name its topic
+        app.agent(app.topic(topic, key_serializer="raw", value_serializer="raw"), concurrency=1, name=f"fold-{name}")(fold)
 
     @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]  # faust is untyped here
     async def _assigned(app: Any, assigned: Any, **kwargs: Any) -> None:

@@ -48,10 +48,11 @@ def worker(flags: dict[str, Any]) -> int:
     use_uvloop()
     from streams.admin import check_topics
 
-    from .app import build, load_settings, security
+    from .app import build, check_settings, load_settings, security
 
     toml = flags.pop("config", None)
     settings = load_settings(flags, toml)
+    check_settings(settings)
     _, theirs = security(settings)
     problems = check_topics(settings, security=theirs)
     if problems:

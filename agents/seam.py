@@ -256,8 +256,9 @@ class App(faust.App):  # type: ignore[misc]  # faust is untyped here
     def on_webserver_init(self, web: Any) -> None:
         """Our routes in place of Faust's pages."""
         super().on_webserver_init(web)
-        if self.install_routes is not None:
+        if self.install_routes is not None:  # Faust asks twice when a command runs beside a worker
             self.install_routes(web.web_app)
+            self.install_routes = None
 
     install_routes: Any = None
 

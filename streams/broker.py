@@ -1,7 +1,10 @@
 """The embedded broker: librdkafka's mock cluster, which confluent-kafka's wheel carries. No JVM, no Docker, and nothing kept.
 
-Its limits: memory only; 5 MiB and 100,000 batches a partition, then the head is dropped; no compaction; topics are made here,
-not by an admin client. It listens on 127.0.0.1 alone and lives as long as the process.
+Its limits: memory only; 5 MiB and 100,000 batches a partition, then the head is dropped; no compaction; topics are made here, not
+by an admin client, and have no configuration to ask for; `read_committed` is served but aborted transactions stay visible; in
+a group of two aiokafka members a rebalance may end with InvalidRequestError for the one that does not lead (it must
+ask for its share before the leader hands them out), so run one worker on it. It listens on 127.0.0.1 alone, on a port that
+the system chooses and that stays while it lives: as long as the process.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ class EmbeddedBroker:
     Attributes:
         bootstrap: ``HOST:PORT`` (several by comma).
 
+    Faults for tests: `down`, `up`, `slow`, `fail`.
+
     Raises:
         PulsefoldError: the wheel's library cannot be used this way.
 
@@ -51,6 +56,9 @@ class EmbeddedBroker:
         if not self._cluster:
             self._lib.rd_kafka_destroy(self._handle)
             raise PulsefoldError("the embedded broker does not start")
+        self._nodes = range(1, brokers + 1)
+        self._lib.rd_kafka_mock_set_controller_id(self._cluster, 1)  # else admin clients wait for one until they time out
+        self._lib.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 200)  # 3 s by default
         self.bootstrap = str(self._lib.rd_kafka_mock_cluster_bootstraps(self._cluster).decode())
         for app_id in app_ids:
             for spec in topic_specs(prefix, app_id, partitions):
@@ -60,6 +68,30 @@ class EmbeddedBroker:
         """Make one more topic (full name)."""
         if self._lib.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1):
             raise PulsefoldError(f"{name}: the embedded broker does not create it")
+
+    def down(self) -> None:
+        """Refuse every connection, as a broker that is not running would; what it holds is still there after `up`."""
+        for node in self._nodes:
+            self._lib.rd_kafka_mock_broker_set_down(self._cluster, node)
+
+    def up(self) -> None:
+        """Answer again."""
+        for node in self._nodes:
+            self._lib.rd_kafka_mock_broker_set_up(self._cluster, node)
+
+    def slow(self, rtt_ms: int) -> None:
+        """Answer every request only after so many milliseconds; 0 = at once."""
+        for node in self._nodes:
+            self._lib.rd_kafka_mock_broker_set_rtt(self._cluster, node, rtt_ms)
+
+    def fail(self, api_key: int, *errors: int) -> None:
+        """Answer the next requests of a kind with these errors, one each.
+
+        Args:
+            api_key: of Kafka's protocol: 0 produce, 1 fetch, 3 metadata, …
+            errors: codes as in ``confluent_kafka.KafkaError``.
+        """
+        self._lib.rd_kafka_mock_push_request_errors_array(self._cluster, api_key, len(errors), (ctypes.c_int * len(errors))(*errors))
 
     def close(self) -> None:
         """Stop; everything on it is gone."""
@@ -91,6 +123,12 @@ def _library() -> ctypes.CDLL:
         ("rd_kafka_mock_cluster_destroy", None, [pointer]),
         ("rd_kafka_mock_cluster_bootstraps", text, [pointer]),
         ("rd_kafka_mock_topic_create", number, [pointer, text, number, number]),
+        ("rd_kafka_mock_set_controller_id", number, [pointer, ctypes.c_int32]),
+        ("rd_kafka_mock_group_initial_rebalance_delay_ms", None, [pointer, ctypes.c_int32]),
+        ("rd_kafka_mock_broker_set_down", number, [pointer, ctypes.c_int32]),
+        ("rd_kafka_mock_broker_set_up", number, [pointer, ctypes.c_int32]),
+        ("rd_kafka_mock_broker_set_rtt", number, [pointer, ctypes.c_int32, number]),
+        ("rd_kafka_mock_push_request_errors_array", None, [pointer, ctypes.c_int16, ctypes.c_size_t, ctypes.POINTER(number)]),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments

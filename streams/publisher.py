@@ -1,65 +1,97 @@
 """Publishers: what a trainer, an agent or a judge calls.
 
-`SyncPublisher` is for training loops, `Publisher` for asyncio. Both check every event before sending, by the same check as the
-worker; batch by size and time; never block the caller longer than `max_block_ms`; and count what became of each event.
-Underneath is librdkafka: idempotent, acks from all in-sync replicas, zstd, Java's key hash.
+`SyncPublisher` is for training loops, `Publisher` for asyncio. The rules this file keeps:
+  * every event is checked before it is sent, by the same check as the worker's, on the very bytes that are sent;
+  * the caller is never held up longer than `max_block_ms`, whatever the broker does;
+  * every event ends in exactly one figure of the report: accepted + recovered = delivered + failed + dropped + waiting;
+  * an id is made once and kept on every repetition, so that a repetition changes nothing downstream.
+Underneath is librdkafka: idempotent, acknowledged by all in-sync replicas, zstd, Java's key hash.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
+import math
 import os
 import secrets
+import socket
 import threading
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from .codec import decode
-from .errors import BrokerUnavailable, PulsefoldError, TopicProblem
-from .events import EVENT_TYPES, Data, Event, Observation, TrustBatchObserved, TrustObserved
+from .codec import InvalidEvent, decode
+from .errors import ConfigError, PulsefoldError, TopicProblem
+from .events import ClockTicked, Data, Event, Observation, TrustBatchObserved, TrustObserved
 from .keys import encode_key, partition_for, record_key
-from .spool import Spool
+from .spool import Spool, SpoolFull, Stored
+from .topics import SOURCE_TOPICS
+
+OnDelivery = Callable[[str, BaseException | None], None]
+MAX_OBSERVATIONS = 10_000
+MAX_BATCH_BYTES = 900_000
+RETRY_S = 1.0
 
 _encode = msgspec.json.Encoder().encode
+_log = logging.getLogger("pulsefold.publisher")
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_AS_IT_IS = frozenset({str, int, bool, type(None), datetime, date, Decimal, msgspec.Raw})
+_REFUSED_FOR_GOOD = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG})
+_TAKEN_BACK = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._FATAL})
 
 
 class Dropped(UserWarning):
-    """Events were dropped because the queue was full; `DeliveryReport.dropped` counts them."""
+    """Events were dropped, or given up at the end; `DeliveryReport` counts them."""
 
 
 class DeliveryReport(msgspec.Struct):
-    """What became of the events of one publisher.
+    """What became of the events of one publisher; accepted + recovered = delivered + failed + dropped + waiting.
 
     Attributes:
-        accepted: taken by `publish`.
+        accepted: passed the check.
         delivered: acknowledged by the broker.
-        failed: given up by the client library; `errors` says why.
-        dropped: not taken because the queue was full (`on_full="drop"`).
-        resent: left by an earlier process in the spool and sent again.
+        failed: refused by the broker, or not acknowledged in time.
+        dropped: no room: the queue (or the spool) was full.
         waiting: not yet acknowledged.
+        recovered: left in the spool by an earlier process and taken up by this one.
+        resent: sent once more, with the same id: recovered ones, and attempts that failed.
+        spooled: on the disk now; the next start sends them if this process does not.
+        errors: reason -> how often, of failed events, of dropped ones and of attempts that failed.
     """
 
     accepted: int = 0
     delivered: int = 0
     failed: int = 0
     dropped: int = 0
-    resent: int = 0
     waiting: int = 0
+    recovered: int = 0
+    resent: int = 0
+    spooled: int = 0
     errors: dict[str, int] = {}
 
 
+class _Item(NamedTuple):
+    """An event on its way; `number` is the spool's, 0 without one."""
+
+    id: str
+    topic: str
+    key: bytes
+    value: bytes
+    on_delivery: OnDelivery | None = None
+    number: int = 0
+
+
 def new_id() -> str:
-    """A new event id: 26 characters, ordered by time (ULID).
+    """A new event id: 26 characters, ordered by time to the millisecond (ULID).
 
     Source: https://github.com/ulid/spec
     """
@@ -68,24 +100,27 @@ def new_id() -> str:
 
 
 class SyncPublisher:
-    """Publishes events from ordinary code, without ever holding a training step up for long.
+    """Publishes events from ordinary code, without ever holding a training step up for long. Safe to share between threads.
+
+    Flushed at exit, even if nobody closes it. Not for use across ``fork``: make one in each process.
 
     Args:
-        bootstrap: Kafka's ``HOST:PORT``, several by comma.
+        bootstrap: Kafka's ``HOST:PORT``, several by comma. It need not answer yet.
         prefix: the setting topic_prefix.
         tenant: of events that name none.
-        source: CloudEvents source; default the host and process.
-        batch_size, linger_ms: events are sent when either is reached.
-        max_queue: events that may wait for the broker.
-        max_block_ms: longest time that `publish` waits for room in the queue.
-        on_full: ``drop`` (counted, warned about once) or ``spool`` (needs `spool`).
-        spool: file; events are stored there until acknowledged, and sent again after a crash.
-        spool_max_bytes: its bound.
-        delivery_timeout_ms: after which an unacknowledged event counts as failed (a spool keeps it).
+        source: CloudEvents source; default host and process.
+        batch_size, linger_ms: events of a partition are sent when either is reached.
+        max_queue: events that may wait in memory for the broker.
+        max_block_ms: longest time that `publish` waits: for room in the queue, and once for the broker's first answer.
+        on_full: ``drop`` (counted, warned about once) or ``spool``; default ``spool`` if there is one.
+        spool: file; every event is stored there until acknowledged, and sent again after a crash.
+        spool_max_bytes: its bound; beyond it events are dropped and counted.
+        delivery_timeout_ms: after which an unacknowledged event counts as failed (from a spool it is sent again).
+        flush_timeout_s: longest wait for acknowledgements in `close` and at exit.
         config: further settings of librdkafka, such as ``security.protocol``.
 
     Raises:
-        ConfigError: the spool cannot be used.
+        ConfigError: yours: the spool cannot be used, or `on_full` and `spool` do not go together.
 
     Example:
         with SyncPublisher("127.0.0.1:9092") as publisher:
@@ -93,135 +128,159 @@ class SyncPublisher:
     """
 
     def __init__(
-        self,
-        bootstrap: str,
-        *,
-        prefix: str = "pulsefold.",
-        tenant: str = "default",
-        source: str | None = None,
-        batch_size: int = 50,
-        linger_ms: int = 50,
-        max_queue: int = 100_000,
-        max_block_ms: float = 100.0,
-        on_full: Literal["drop", "spool"] = "drop",
-        spool: str | os.PathLike[str] | None = None,
-        spool_max_bytes: int = 1 << 30,
-        delivery_timeout_ms: int = 120_000,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
+        self, bootstrap: str, *, prefix: str = "pulsefold.", tenant: str = "default", source: str | None = None, batch_size: int = 50, linger_ms: int = 50,
+        max_queue: int = 100_000, max_block_ms: float = 100.0, on_full: Literal["drop", "spool"] | None = None, spool: str | os.PathLike[str] | None = None,
+        spool_max_bytes: int = 1 << 30, delivery_timeout_ms: int = 120_000, flush_timeout_s: float = 10.0, config: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if on_full == "spool" and spool is None:
-            raise PulsefoldError("on_full: spool needs the file to spool to: spool=PATH")
+            raise ConfigError("on_full", "spool needs the file to spool to: spool=PATH")
+        if on_full == "drop" and spool is not None:
+            raise ConfigError("on_full", "drop and a spool exclude each other: every event goes to the spool first")
+        self.bootstrap = bootstrap
         self.prefix = prefix
         self.tenant = tenant
-        self.source = source or f"{os.uname().nodename}/{os.getpid()}"
+        self.source = source or f"{socket.gethostname()}/{os.getpid()}"
         self.max_block_s = max_block_ms / 1000
-        self.bootstrap = bootstrap
+        self.flush_timeout_s = flush_timeout_s
+        self._config = {
+            "bootstrap.servers": bootstrap, "enable.idempotence": True, "acks": "all", "compression.type": "zstd", "partitioner": "murmur2_random",
+            "linger.ms": linger_ms, "batch.num.messages": batch_size, "queue.buffering.max.messages": max_queue, "message.max.bytes": 4 << 20,
+            "message.timeout.ms": delivery_timeout_ms, "topic.metadata.propagation.max.ms": 5000, "allow.auto.create.topics": False, "log_level": 0,
+            "error_cb": self._on_error, **(config or {}),
+        }  # fmt: skip
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # of the report, and of what waits for the sending thread
+        self._order = threading.RLock()  # of spooling and sending, so that events leave in the order they came
         self._report = DeliveryReport()
-        self._lock = threading.Lock()
-        self._acked: list[tuple[int, int]] = []
-        self._counts: dict[str, int] = {}
-        self._warned = False
-        self._closed = False
-        self._spool = Spool(os.fspath(spool), spool_max_bytes) if spool is not None else None
-        self._unsent = 0
-        self._producer = Producer(
-            {
-                "bootstrap.servers": bootstrap,
-                "enable.idempotence": True,
-                "acks": "all",
-                "compression.type": "zstd",
-                "partitioner": "murmur2_random",
-                "linger.ms": linger_ms,
-                "batch.num.messages": batch_size,
-                "queue.buffering.max.messages": max_queue,
-                "message.max.bytes": 4 << 20,
-                "message.timeout.ms": delivery_timeout_ms,
-                "allow.auto.create.topics": False,
-                "log_level": 0,
-                **(config or {}),
-            }
-        )
+        self._acked: list[int] = []
+        self._again: list[_Item] = []
+        self._warned = self._fatal = self._closed = False
+        self._counts: dict[str, int] | None = None  # partitions by topic, once the broker has answered
+        self._answered = threading.Event()
+        self._waited = False
+        self._asked_at = 0.0
+        self._spool = Spool(spool, spool_max_bytes) if spool is not None else None
+        self._cursor = 0  # last number given to librdkafka, or to be skipped
+        self._in_flight: set[int] = set()
+        self._tried: set[int] = set()
+        self._callbacks: dict[int, OnDelivery] = {}
+        self._backlog = self._spool is not None and len(self._spool) > 0
+        self._newest = self._spool.newest if self._spool is not None else 0
+        self._recovered_to = self._newest
+        self._next_feed = 0.0
+        self._report.recovered = len(self._spool) if self._spool is not None else 0
+        self._producer = self._connect()
         self._stop = threading.Event()
-        self._poller = threading.Thread(target=_poll, args=(weakref.ref(self), self._producer, self._stop), name="pulsefold-acks", daemon=True)
-        self._poller.start()
-        self._at_exit: weakref.WeakMethod[Callable[..., object]] = weakref.WeakMethod(self.close)
-        atexit.register(_close_at_exit, self._at_exit)
-        self._resend()
+        self._threads = [
+            threading.Thread(target=self._run, name="pulsefold-acks", daemon=True),
+            threading.Thread(target=self._learn, name="pulsefold-topics", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.close)
 
     # ---- publishing
 
     def publish(
-        self,
-        event: Data | Event | Mapping[str, Any],
-        *,
-        tenant: str | None = None,
-        id: str | None = None,
-        time: datetime | None = None,
-        on_delivery: Callable[[str, BaseException | None], None] | None = None,
-    ) -> str:
+        self, event: Data | Event | Mapping[str, Any], *, tenant: str | None = None, id: str | None = None, time: datetime | None = None,
+        on_delivery: OnDelivery | None = None,
+    ) -> str:  # fmt: skip
         """Check an event and hand it over for sending; returns its id.
 
         Args:
-            event: a struct of `pulsefold.events`, a decoded `Event`, or an envelope as a dictionary.
+            event: a struct of `pulsefold.events`, a decoded `Event`, or an envelope as a dictionary. Numbers may be numpy's or
+                torch's; not-a-number and infinities become text, which metrics take and everything else refuses.
             id: default a new one; give your own to make a repetition recognisable.
             time: event time with an offset, default now.
-            on_delivery: told (id, None) on acknowledgement or (id, error), from another thread.
+            on_delivery: told (id, None) on acknowledgement or (id, error) if given up, from another thread.
 
         Raises:
-            InvalidEvent: the event breaks the contract; nothing was sent.
-            SpoolFull: the spool's bound is reached.
+            InvalidEvent: yours: the event breaks the contract; nothing was sent.
+            TopicProblem: yours: the broker has no such topic.
+            PulsefoldError: yours: the publisher is closed, or was made before a fork.
         """
-        raw, checked = self._encode(event, tenant, id, time)
-        self._hand_over(self.prefix + checked.data.TOPIC, record_key(checked), raw, checked.id, on_delivery)
-        return checked.id
+        item = self._prepare(event, tenant, id, time, on_delivery)
+        self._hand_over(item)
+        return item.id
 
     def record_many(self, events: Iterable[Data | Event | Mapping[str, Any]], *, tenant: str | None = None) -> list[str]:
-        """Check all events, then hand all over; if one is invalid none is sent. Returns their ids."""
-        checked = [self._encode(event, tenant, None, None) for event in events]
-        for raw, event in checked:
-            self._hand_over(self.prefix + event.data.TOPIC, record_key(event), raw, event.id, None)
-        return [event.id for _, event in checked]
+        """Check all events, then hand all over; if one is invalid none is sent. Returns their ids.
+
+        Raises:
+            As `publish`.
+        """
+        items = [self._prepare(event, tenant, None, None, None) for event in events]
+        for item in items:
+            self._hand_over(item)
+        return [item.id for item in items]
 
     def observe(self, kind: str, id: str, success: bool, weight: float = 1.0, *, tenant: str | None = None) -> str:
         """Record one success or failure; returns the event's id."""
         return self.publish(TrustObserved(kind=kind, id=id, success=success, weight=weight), tenant=tenant)
 
     def observe_many(self, observations: Iterable[Observation], *, tenant: str | None = None) -> list[str]:
-        """Record several, grouped by home partition so that no observation travels twice; returns the events' ids."""
-        count = self._partitions("judgments")
+        """Record several, grouped by home partition so that no observation travels twice; returns the events' ids.
+
+        While the broker has not answered yet, its number of partitions is unknown: then each goes as an event of its own.
+        """
+        self._await_answer()
+        count = (self._counts or {}).get(self.prefix + "judgments")
+        if count is None:
+            return self.record_many([TrustObserved(kind=o.kind, id=o.id, success=o.success, weight=o.weight) for o in observations], tenant=tenant)
         groups: dict[int, list[Observation]] = {}
         for one in observations:
             groups.setdefault(partition_for(encode_key(tenant or self.tenant, one.kind, one.id), count), []).append(one)
-        return self.record_many([TrustBatchObserved(observations=group) for group in groups.values()], tenant=tenant)
+        return self.record_many([TrustBatchObserved(observations=batch) for group in groups.values() for batch in _batches(group)], tenant=tenant)
 
     def flush(self, timeout_s: float = 30.0) -> int:
-        """Wait until everything is acknowledged; returns how many events are not."""
+        """Send what waits now, without lingering; returns how many events are not acknowledged in time."""
+        if os.getpid() != self._pid:
+            return 0
         deadline = time.monotonic() + timeout_s
-        left = self._producer.flush(timeout_s)
-        while self._poller.is_alive() and self.report().waiting and time.monotonic() < deadline:
-            time.sleep(0.005)  # acknowledgements that the polling thread is just handing on
+        while (waiting := self.report().waiting) and (left := deadline - time.monotonic()) > 0:
+            if self._producer.flush(min(left, 0.1)) == 0:
+                time.sleep(0.002)  # what is still waiting is with the sending thread
         self._settle()
-        return max(left, self.report().waiting)
+        return waiting
 
     def report(self) -> DeliveryReport:
         """What became of the events so far."""
         with self._lock:
             found = msgspec.structs.replace(self._report, errors=dict(self._report.errors))
-        found.waiting = found.accepted + found.resent - found.delivered - found.failed - found.dropped
+        found.waiting = found.accepted + found.recovered - found.delivered - found.failed - found.dropped
+        found.spooled = len(self._spool) if self._spool is not None else 0
         return found
 
-    def close(self, timeout_s: float = 30.0) -> DeliveryReport:
-        """Flush and stop; also done at exit. What is not acknowledged then stays in the spool, or is reported as waiting."""
-        if self._closed:
+    def close(self, timeout_s: float | None = None) -> DeliveryReport:
+        """Flush and stop; a second call does nothing. What is not acknowledged then stays in the spool or counts as failed.
+
+        Args:
+            timeout_s: default `flush_timeout_s`.
+        """
+        if self._closed or os.getpid() != self._pid:
             return self.report()
         self._closed = True
-        self.flush(timeout_s)
+        atexit.unregister(self.close)
+        self.flush(self.flush_timeout_s if timeout_s is None else timeout_s)
         self._stop.set()
-        self._poller.join(5)
+        for thread in self._threads:
+            thread.join(5)
+        self._producer.purge()
+        self._producer.flush(1)
+        self._settle()
+        for item in self._again:
+            self._give_up(item, "not acknowledged when the publisher was closed")
+        self._again.clear()
         if self._spool is not None:
             self._spool.close()
-        atexit.unregister(_close_at_exit)
-        return self.report()
+        report = self.report()
+        if report.failed or report.dropped or report.waiting:
+            kept = f", {report.spooled} wait in the spool for the next start" if report.spooled else ""
+            warnings.warn(
+                f"of {report.accepted + report.recovered} events to {self.bootstrap} {report.delivered} were acknowledged, {report.failed} failed, "
+                f"{report.dropped} were dropped{kept}: {report.errors}", Dropped, stacklevel=2,
+            )  # fmt: skip
+        return report
 
     def __enter__(self) -> SyncPublisher:
         return self
@@ -229,132 +288,289 @@ class SyncPublisher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    # ---- inside
+    # ---- in the caller's thread
 
-    def _encode(self, event: Data | Event | Mapping[str, Any], tenant: str | None, id: str | None, time: datetime | None) -> tuple[bytes, Event]:
+    def _prepare(
+        self, event: Data | Event | Mapping[str, Any], tenant: str | None, id: str | None, time: datetime | None, on_delivery: OnDelivery | None
+    ) -> _Item:
         if isinstance(event, Data):
             body: dict[str, Any] = {"type": event.TYPE, "data": event}
         elif isinstance(event, Event):
-            body = {"id": event.id, "source": event.source, "type": event.data.TYPE, "time": event.time, "tenant": event.tenant, "data": event.data}
+            body = {"type": event.data.TYPE, **{name: getattr(event, name) for name in ("id", "source", "time", "tenant", "derivedfrom", "data")}}
         else:
             body = dict(event)
-        body = {
-            "specversion": body.get("specversion", "1.0"),
-            "id": id or body.get("id") or new_id(),
-            "source": body.get("source") or self.source,
-            "type": body.get("type"),
-            "time": time or body.get("time") or datetime.now(UTC),
-            "tenant": tenant or body.get("tenant") or self.tenant,
-            **{name: value for name, value in body.items() if name not in ("specversion", "id", "source", "type", "time", "tenant") and value is not None},
-        }
-        raw = _encode(body)
-        return raw, decode(raw)
-
-    def _hand_over(self, topic: str, key: bytes, raw: bytes, id: str, on_delivery: Callable[[str, BaseException | None], None] | None) -> None:
-        number = self._spool.put(topic, key, raw) if self._spool is not None else 0
+        body |= {
+            "specversion": body.get("specversion", "1.0"), "id": id or body.get("id") or new_id(), "source": body.get("source") or self.source,
+            "time": time or body.get("time") or datetime.now(UTC), "tenant": tenant or body.get("tenant") or self.tenant,
+        }  # fmt: skip
+        try:
+            raw = _encode(_plain({name: value for name, value in body.items() if value is not None}))
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            raise InvalidEvent("invalid_field", f"data: cannot be written as JSON: {exc}", "data") from None
+        checked = decode(raw)
+        if checked.derivedfrom is not None:
+            raise InvalidEvent("refused", "derivedfrom: set by workers only", "derivedfrom")
+        if checked.data.TOPIC not in SOURCE_TOPICS or isinstance(checked.data, ClockTicked):
+            raise InvalidEvent("refused", f"type: {checked.data.TYPE} is published by workers only", "type")
+        if self._closed or os.getpid() != self._pid:
+            why = "is closed" if os.getpid() == self._pid else f"was made in process {self._pid}, before a fork: make one in each process"
+            raise PulsefoldError(f"the publisher {why}")
+        item = _Item(checked.id, self.prefix + checked.data.TOPIC, record_key(checked), raw, on_delivery)
+        self._check_topic(item.topic)
         with self._lock:
             self._report.accepted += 1
-        self._send(topic, key, raw, id, number, on_delivery)
+        return item
 
-    def _send(self, topic: str, key: bytes, raw: bytes, id: str, number: int, on_delivery: Callable[[str, BaseException | None], None] | None) -> None:
-        size = len(raw)
-
-        def done(error: KafkaError | None, message: Message) -> None:
-            self._delivered(error, number, size)
-            if on_delivery is not None:
-                on_delivery(id, None if error is None else KafkaException(error))
-
-        deadline = time.monotonic() + self.max_block_s
-        while True:
-            try:
-                self._producer.produce(topic, raw, key, on_delivery=done)
-                return
-            except BufferError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.001)
-                    continue
-            except KafkaException as exc:
-                self._delivered(exc.args[0], number, size)
-                return
-            break
-        if number:
-            self._unsent += 1  # the spool keeps it; sent again when there is room, or by the next process
+    def _hand_over(self, item: _Item) -> None:
+        if self._offer(item):
             return
+        deadline = time.monotonic() + self.max_block_s
+        while time.monotonic() < deadline:
+            time.sleep(0.001)
+            if self._offer(item):
+                return
+        self._drop(item, "the queue was full")
+
+    def _offer(self, item: _Item) -> bool:
+        """Take the event at once, into the spool or the queue; False if there is no room now."""
+        if self._spool is None:
+            return self._produce(item)
+        with self._order:
+            try:
+                number = self._spool.put(item.id, item.topic, item.key, item.value)
+            except SpoolFull as full:
+                self._drop(item, str(full))
+                return True
+            self._newest = number
+            if item.on_delivery is not None:
+                self._callbacks[number] = item.on_delivery
+            if not self._backlog:
+                self._backlog = not self._produce(item._replace(number=number))
+                if not self._backlog:
+                    self._cursor = number
+        return True
+
+    def _produce(self, item: _Item) -> bool:
+        def done(error: KafkaError | None, message: Message) -> None:
+            self._told(error, item)
+
+        if item.number:
+            with self._lock:
+                self._in_flight.add(item.number)
+        try:
+            self._producer.produce(item.topic, item.value, item.key, on_delivery=done)
+            return True
+        except BufferError:
+            pass
+        except KafkaException as exc:
+            if exc.args[0].code() not in _TAKEN_BACK:
+                self._told(exc.args[0], item)
+                return True
+        if item.number:
+            with self._lock:
+                self._in_flight.discard(item.number)
+        return False
+
+    def _drop(self, item: _Item, why: str) -> None:
         with self._lock:
             self._report.dropped += 1
-        if not self._warned:
-            self._warned = True
-            warnings.warn(f"the queue to {self.bootstrap} is full: events are dropped and counted in report().dropped", Dropped, stacklevel=4)
+            self._report.errors[why] = self._report.errors.get(why, 0) + 1
+            first, self._warned = not self._warned, True
+        self._tell(item, PulsefoldError(f"dropped: {why}"))
+        if first:
+            warnings.warn(f"{why}: events to {self.bootstrap} are dropped and counted in report().dropped", Dropped, stacklevel=4)
 
-    def _delivered(self, error: KafkaError | None, number: int, size: int) -> None:
-        with self._lock:
-            if error is None:
-                self._report.delivered += 1
-                if number:
-                    self._acked.append((number, size))
-            elif not number:
-                self._report.failed += 1
-                text = _reason(error)
-                self._report.errors[text] = self._report.errors.get(text, 0) + 1
-            else:
-                self._unsent += 1
-                text = _reason(error)
-                self._report.errors[text] = self._report.errors.get(text, 0) + 1
-            due = len(self._acked) >= 200
-        if due:
+    def _await_answer(self) -> None:
+        """Wait for the broker's first answer, once, within the bound."""
+        if not self._waited:
+            self._answered.wait(self.max_block_s)
+            self._waited = True
+
+    def _check_topic(self, topic: str) -> None:
+        self._await_answer()
+        if self._counts is None or topic in self._counts:
+            return
+        if time.monotonic() - self._asked_at > 1:
+            self._ask(max(self.max_block_s, 0.05))
+        if topic not in self._counts:
+            raise TopicProblem(f"{topic}: missing on {self.bootstrap}; create with: pulsefold topics create --bootstrap {self.bootstrap}")
+
+    # ---- in threads of our own
+
+    def _connect(self) -> Producer:
+        return Producer(self._config)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = True
+
+    def _ask(self, timeout_s: float) -> None:
+        """Which topics there are; asking for all makes none."""
+        self._asked_at = time.monotonic()
+        try:
+            listed = self._producer.list_topics(timeout=timeout_s).topics
+        except KafkaException:
+            return
+        self._counts = {name: len(topic.partitions) for name, topic in listed.items() if topic.error is None}
+        self._answered.set()
+
+    def _learn(self) -> None:
+        while not self._answered.is_set() and not self._stop.is_set():
+            self._ask(1.0)
+            if not self._answered.is_set():
+                self._stop.wait(0.1)
+
+    def _run(self) -> None:
+        """Serve acknowledgements, empty the spool, replace a producer that broke."""
+        while not self._stop.is_set():
+            self._producer.poll(0.01 if self._backlog else 0.05)
             self._settle()
+            if self._fatal:
+                self._renew()
+            if self._again:
+                self._repeat()
+            if self._backlog and time.monotonic() >= self._next_feed:
+                self._feed()
 
-    def _settle(self) -> None:
-        if self._spool is None:
-            return
+    def _renew(self) -> None:
+        """librdkafka gives an idempotent producer up when the log it wrote to is not the one it finds (a broker that lost its disk, for one).
+
+        A new one sends again what the old one had not seen acknowledged; the ids make a repetition harmless.
+        """
+        old, self._producer, self._fatal = self._producer, self._connect(), False
+        old.purge()
+        old.flush(1)
+
+    def _repeat(self) -> None:
         with self._lock:
-            acked, self._acked = self._acked, []
-        if acked:
-            self._spool.remove(acked)
-
-    def _resend(self) -> None:
-        """Send what an earlier process left in the spool."""
-        if self._spool is None:
-            return
-        for number, topic, key, raw in self._spool.waiting():
+            again, self._again = self._again, []
+        for at, item in enumerate(again):
+            if not self._produce(item):
+                with self._lock:
+                    self._again[:0] = again[at:]
+                return
             with self._lock:
                 self._report.resent += 1
-            self._send(topic, key, raw, "", number, None)
 
-    def _partitions(self, topic: str) -> int:
-        name = self.prefix + topic
-        if name not in self._counts:
+    def _feed(self) -> None:
+        assert self._spool is not None
+        with self._order:
+            stored = self._spool.after(self._cursor)
+            for one in stored:
+                if one.number not in self._in_flight:
+                    if not self._produce(self._item(one)):
+                        return
+                    with self._lock:
+                        self._report.resent += one.number <= self._recovered_to or one.number in self._tried
+                self._cursor = one.number
+            if not stored:
+                self._cursor = self._newest
+            self._backlog = self._cursor < self._newest
+
+    def _item(self, one: Stored) -> _Item:
+        return _Item(one.id, one.topic, one.key, one.value, self._callbacks.get(one.number), one.number)
+
+    def _told(self, error: KafkaError | None, item: _Item) -> None:
+        """The broker's word on an event, or librdkafka's."""
+        if error is None:
+            with self._lock:
+                self._report.delivered += 1
+                if item.number:
+                    self._acked.append(item.number)
+            self._tell(item, None)
+        elif item.number and error.code() not in _REFUSED_FOR_GOOD:
+            with self._order, self._lock:  # the spool keeps it: once more from there, a little later
+                self._in_flight.discard(item.number)
+                self._tried.add(item.number)
+                self._report.errors[_reason(error)] = self._report.errors.get(_reason(error), 0) + 1
+                self._cursor = min(self._cursor, item.number - 1)
+                self._backlog = True
+                self._next_feed = time.monotonic() + RETRY_S
+        elif error.code() in _TAKEN_BACK:
+            with self._lock:
+                self._again.append(item)
+        else:
+            self._give_up(item, _reason(error))
+
+    def _give_up(self, item: _Item, why: str) -> None:
+        with self._lock:
+            self._report.failed += 1
+            self._report.errors[why] = self._report.errors.get(why, 0) + 1
+            if item.number:
+                self._acked.append(item.number)
+        self._tell(item, PulsefoldError(why))
+
+    def _tell(self, item: _Item, error: BaseException | None) -> None:
+        if item.number:
+            self._callbacks.pop(item.number, None)
+        if item.on_delivery is not None:
             try:
-                found = self._producer.list_topics(name, timeout=10).topics[name]
-            except KafkaException as exc:
-                raise BrokerUnavailable(f"bootstrap: no Kafka broker answers at {self.bootstrap} ({exc.args[0].name()})") from None
-            if found.error is not None:
-                raise TopicProblem(f"{name}: missing on {self.bootstrap}; create with: pulsefold topics create --bootstrap {self.bootstrap}")
-            self._counts[name] = len(found.partitions)
-        return self._counts[name]
+                item.on_delivery(item.id, error)
+            except Exception:
+                _log.exception("on_delivery raised for event %s", item.id)  # the caller's bug must not stop the acknowledgements of others
+
+    def _settle(self) -> None:
+        """Take acknowledged events out of the spool."""
+        if not self._acked or self._spool is None:
+            return
+        with self._order:  # so that the spool is not read in between
+            with self._lock:
+                acked, self._acked = self._acked, []
+            self._spool.remove(acked)
+            with self._lock:
+                self._in_flight.difference_update(acked)
+                self._tried.difference_update(acked)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can say it: numbers of numpy and torch as Python's; not-a-number and infinities as the contract's text."""
+    if value.__class__ in _AS_IT_IS or (value.__class__ is float and math.isfinite(value)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, msgspec.Struct):
+        fields = {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+        if all(found is getattr(value, name) for name, found in fields.items()):
+            return value  # msgspec writes it, and leaves defaults out
+        return {name: found for name, found in fields.items() if found is not None}
+    if isinstance(value, Mapping):
+        changed = {name: _plain(found) for name, found in value.items()}
+        return value if value.__class__ is dict and all(found is value[name] for name, found in changed.items()) else changed
+    if isinstance(value, (list, tuple)):
+        ones = [_plain(one) for one in value]
+        return value if all(new is old for new, old in zip(ones, value, strict=True)) else ones
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return value
+
+
+def _batches(observations: list[Observation]) -> Iterator[list[Observation]]:
+    """Cut into what one event may hold: 10,000 observations and well under 1 MiB."""
+    batch: list[Observation] = []
+    size = 0
+    for one in observations:
+        length = len(_encode(_plain(one))) + 1
+        if batch and (len(batch) == MAX_OBSERVATIONS or size + length > MAX_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += length
+    if batch:
+        yield batch
 
 
 def _reason(error: KafkaError) -> str:
-    if error.code() in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART):
+    if error.code() in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
         return "the topic does not exist; create it with: pulsefold topics create"
+    if error.code() == KafkaError._MSG_TIMED_OUT:
+        return "not acknowledged in time (delivery_timeout_ms)"
+    if error.code() in _TAKEN_BACK:
+        return "not acknowledged when the publisher was closed"
     return str(error.str())
 
 
-def _poll(owner: weakref.ref[SyncPublisher], producer: Producer, stop: threading.Event) -> None:
-    """Serve acknowledgements until the publisher is closed or gone."""
-    while not stop.is_set() and owner() is not None:
-        producer.poll(0.05)
-    producer.poll(0)
-
-
-def _close_at_exit(close: weakref.WeakMethod[Callable[..., object]]) -> None:
-    method = close()
-    if method is not None:
-        method()
-
-
 class Publisher:
-    """Publishes events from asyncio; as `SyncPublisher`, but `publish` can be awaited until the broker has acknowledged.
+    """Publishes events from asyncio; as `SyncPublisher`, but `publish` returns when the broker has acknowledged.
 
     Args:
         bootstrap: Kafka's ``HOST:PORT``.
@@ -368,49 +584,62 @@ class Publisher:
     def __init__(self, bootstrap: str, **options: Any) -> None:
         self._sync = SyncPublisher(bootstrap, **options)
 
-    async def publish(self, event: Data | Event | Mapping[str, Any], **options: Any) -> str:
-        """Send and wait for the acknowledgement; returns the id.
+    async def publish(self, event: Data | Event | Mapping[str, Any], *, tenant: str | None = None, id: str | None = None, time: datetime | None = None) -> str:
+        """Send and wait for the acknowledgement; returns the id. Many may wait at once (``asyncio.gather``): they share batches.
 
         Raises:
-            InvalidEvent: the event breaks the contract.
-            PulsefoldError: the broker did not acknowledge it.
+            InvalidEvent, TopicProblem: yours, as `SyncPublisher.publish`.
+            PulsefoldError: the world's: dropped, refused, or not acknowledged in time; the text says which.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
+        def settle(error: BaseException | None) -> None:
+            if not done.done():
+                done.set_result(None) if error is None else done.set_exception(error)
+
         def told(_: str, error: BaseException | None) -> None:
-            def settle() -> None:
-                if not done.done():
-                    done.set_result(None) if error is None else done.set_exception(PulsefoldError(f"not acknowledged: {error.args[0]}"))
+            loop.call_soon_threadsafe(settle, error)
 
-            loop.call_soon_threadsafe(settle)
-
-        dropped = self._sync.report().dropped
-        name = self._sync.publish(event, on_delivery=told, **options)
-        if self._sync.report().dropped > dropped:
-            raise PulsefoldError("not sent: the queue is full")
+        await self._answer()
+        item = self._sync._prepare(event, tenant, id, time, told)
+        await self._hand_over(item)
         await done
-        return name
+        return item.id
 
-    def send(self, event: Data | Event | Mapping[str, Any], **options: Any) -> str:
-        """Hand over without waiting; returns the id. `report` tells what became of it."""
-        return self._sync.publish(event, **options)
+    async def send(
+        self, event: Data | Event | Mapping[str, Any], *, tenant: str | None = None, id: str | None = None, time: datetime | None = None,
+        on_delivery: OnDelivery | None = None,
+    ) -> str:  # fmt: skip
+        """Hand over without waiting for the broker; returns the id. `report` tells what became of it."""
+        await self._answer()
+        item = self._sync._prepare(event, tenant, id, time, on_delivery)
+        await self._hand_over(item)
+        return item.id
 
-    def record_many(self, events: Iterable[Data | Event | Mapping[str, Any]], *, tenant: str | None = None) -> list[str]:
+    async def record_many(self, events: Iterable[Data | Event | Mapping[str, Any]], *, tenant: str | None = None) -> list[str]:
         """As `SyncPublisher.record_many`."""
-        return self._sync.record_many(events, tenant=tenant)
+        return await asyncio.to_thread(self._sync.record_many, events, tenant=tenant)
+
+    async def observe(self, kind: str, id: str, success: bool, weight: float = 1.0, *, tenant: str | None = None) -> str:
+        """As `SyncPublisher.observe`, without waiting for the broker."""
+        return await self.send(TrustObserved(kind=kind, id=id, success=success, weight=weight), tenant=tenant)
+
+    async def observe_many(self, observations: Iterable[Observation], *, tenant: str | None = None) -> list[str]:
+        """As `SyncPublisher.observe_many`."""
+        return await asyncio.to_thread(self._sync.observe_many, observations, tenant=tenant)
 
     async def flush(self, timeout_s: float = 30.0) -> int:
-        """Wait until everything is acknowledged; returns how many events are not."""
+        """As `SyncPublisher.flush`."""
         return await asyncio.to_thread(self._sync.flush, timeout_s)
 
     def report(self) -> DeliveryReport:
         """What became of the events so far."""
         return self._sync.report()
 
-    async def close(self) -> DeliveryReport:
-        """Flush and stop."""
-        return await asyncio.to_thread(self._sync.close)
+    async def close(self, timeout_s: float | None = None) -> DeliveryReport:
+        """As `SyncPublisher.close`."""
+        return await asyncio.to_thread(self._sync.close, timeout_s)
 
     async def __aenter__(self) -> Publisher:
         return self
@@ -418,5 +647,18 @@ class Publisher:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
+    async def _answer(self) -> None:
+        if not self._sync._waited:
+            await asyncio.to_thread(self._sync._await_answer)
 
-__all__ = ["EVENT_TYPES", "DeliveryReport", "Dropped", "Publisher", "SyncPublisher", "new_id"]
+    async def _hand_over(self, item: _Item) -> None:
+        """As the sync one, but other tasks run while there is no room."""
+        deadline = time.monotonic() + self._sync.max_block_s
+        while not self._sync._offer(item):
+            if time.monotonic() >= deadline:
+                self._sync._drop(item, "the queue was full")
+                return
+            await asyncio.sleep(0.002)
+
+
+__all__ = ["DeliveryReport", "Dropped", "OnDelivery", "Publisher", "SyncPublisher", "new_id"]

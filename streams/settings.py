@@ -3,17 +3,20 @@
 A setting `name` is ``PULSEFOLD_NAME`` in the environment, plain or JSON; a keyed one (`trust_half_life.model`) is
 ``PULSEFOLD_TRUST_HALF_LIFE__model`` or the whole map as JSON in ``PULSEFOLD_TRUST_HALF_LIFE`` (``""`` = the default). The
 settings that folds read are declared by the folds themselves and given to `load` as structs, so that a new table brings its
-own.
+own. A setting whose type is text takes its value as it stands (a password ``1e5`` stays that); of every other one the value
+is read as JSON where it is JSON.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,6 +25,13 @@ from .errors import ConfigError
 S = TypeVar("S", bound=msgspec.Struct)
 MASK = "********"
 TOML = "pulsefold.toml"
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+Window = Annotated[int, msgspec.Meta(ge=64, multiple_of=64)]
+Above0 = Annotated[float, msgspec.Meta(gt=0)]
+From0 = Annotated[float, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern="^[A-Za-z0-9._-]+$")]
+Prefix = Annotated[str, msgspec.Meta(max_length=100, pattern="^[A-Za-z0-9._-]*$")]
 
 
 @dataclass(frozen=True)
@@ -45,29 +55,32 @@ class Setting:
 
 SERVICE: tuple[Setting, ...] = (
     Setting("bootstrap", str, "127.0.0.1:9092", "Kafka's host:port, several by comma"),
-    Setting("topic_prefix", str, "pulsefold.", "what every topic's name begins with"),
-    Setting("app_id", str, "pulsefold", "names the consumer group and the changelog topics"),
-    Setting("partitions", int, 8, "partitions of each source topic"),
-    Setting("replication", int, 1, "copies of each topic that the brokers keep"),
-    Setting("topic_retention_days", float | None, None, "days that source topics keep events; off = for ever"),
+    Setting("topic_prefix", Prefix, "pulsefold.", "what every topic's name begins with"),
+    Setting("app_id", Name, "pulsefold", "names the consumer group and the changelog topics"),
+    Setting("partitions", Count, 8, "partitions of each source topic"),
+    Setting("replication", Count, 1, "copies of each topic that the brokers keep"),
+    Setting("topic_retention_days", Above0 | None, None, "days that source topics keep events; off = for ever"),
     Setting("changelog_lag_ms", int, 86_400_000, "min.compaction.lag.ms of the changelogs, at least one hour"),
     Setting("web_host", str, "127.0.0.1", "address that HTTP is served on; wider than loopback needs tokens"),
-    Setting("web_port", int, 6066, "port that HTTP is served on"),
+    Setting("web_port", Port, 6066, "port that HTTP is served on"),
     Setting("tokens", dict[str, Any] | None, None, "{TOKEN or sha256: hash: {tenant, scopes, expires}}", secret=True),
-    Setting("dedupe_window", int, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
-    Setting("max_future_s", float, 3600.0, "seconds that an event's time may lie after its record's Kafka timestamp"),
-    Setting("alert_interval_s", float, 5.0, "seconds between two looks of the merged alert rules"),
-    Setting("outputs", str, "on", "on = publish alerts and derived events; off = only fold and serve"),
-    Setting("session_timeout_s", float, 6.0, "seconds without a heartbeat after which a worker's partitions go to another"),
-    Setting("heartbeat_s", float, 2.0, "seconds between heartbeats"),
+    Setting("dedupe_window", Window, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
+    Setting("max_future_s", From0, 3600.0, "seconds that an event's time may lie after its record's Kafka timestamp"),
+    Setting("alert_interval_s", Above0, 5.0, "seconds between two looks of the merged alert rules"),
+    # The next three will take more values when the engine has them; until then any other value is refused, not ignored.
+    Setting("outputs", Literal["on", "off"], "on", "on = publish alerts and derived events; off = only fold and serve"),
+    Setting("roles", Literal["all"], "all", "what this worker does; all = fold, follow, alert and serve"),
+    Setting("clock_ticks", Literal["off"], "off", "clock events by which time passes where no events come; off = none are published"),
+    Setting("session_timeout_s", Above0, 6.0, "seconds without a heartbeat after which a worker's partitions go to another"),
+    Setting("heartbeat_s", Above0, 2.0, "seconds between heartbeats"),
     Setting("instance_id", str | None, None, "static group membership: a worker that comes back under this name keeps its partitions"),
-    Setting("flush_max_ms", float, 100.0, "longest time between two writes of changed rows under load, milliseconds"),
-    Setting("watchdog_s", float, 60.0, "seconds with lag and nothing folded after which the worker stops"),
-    Setting("shutdown_s", float, 10.0, "seconds that the last write may take when a worker or a partition goes"),
+    Setting("flush_max_ms", Above0, 100.0, "longest time between two writes of changed rows under load, milliseconds"),
+    Setting("watchdog_s", Above0, 60.0, "seconds with lag and nothing folded after which the worker stops"),
+    Setting("shutdown_s", Above0, 10.0, "seconds that the last write may take when a worker or a partition goes"),
     Setting("data_dir", str | None, None, "folder for what Faust keeps on disk"),
-    Setting("log_level", str, "info", "debug, info, warning or error"),
-    Setting("kafka_security_protocol", str, "PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),
-    Setting("kafka_sasl_mechanism", str | None, None, "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+    Setting("log_level", Literal["debug", "info", "warning", "error"], "info", "debug, info, warning or error"),
+    Setting("kafka_security_protocol", Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], "PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),
+    Setting("kafka_sasl_mechanism", Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None, None, "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
     Setting("kafka_sasl_username", str | None, None, "user name for SASL"),
     Setting("kafka_sasl_password", str | None, None, "password for SASL", secret=True),
     Setting("kafka_ssl_cafile", str | None, None, "file of the certificate authority"),
@@ -87,7 +100,7 @@ class Settings:
         return self.values[name]
 
     def origin(self, name: str) -> str:
-        """``flag``, the variable's name, ``pulsefold.toml`` or ``default``."""
+        """``flag``, the variable's name, ``pulsefold.toml`` or ``default``; of a map all that gave a part of it, by comma."""
         return self.origins[name]
 
     def fold(self, struct: type[S]) -> S:
@@ -108,17 +121,53 @@ def declare(fold_settings: Sequence[type[msgspec.Struct]]) -> dict[str, Setting]
     declared = {one.name: one for one in SERVICE}
     for struct in fold_settings:
         hints = get_type_hints(struct, include_extras=True)
+        texts = attribute_texts(struct)
         for info in msgspec.structs.fields(struct):
-            default = (
-                info.default if info.default is not msgspec.NODEFAULT else info.default_factory() if info.default_factory is not msgspec.NODEFAULT else None
-            )
+            default = info.default
+            if default is msgspec.NODEFAULT:
+                default = None if info.default_factory is msgspec.NODEFAULT else info.default_factory()
             keyed = get_origin(hints[info.name]) is dict and isinstance(default, dict) and "" in default
-            declared[info.name] = Setting(info.name, hints[info.name], default, f"of {struct.__name__}; see its documentation", keyed=keyed)
+            text = texts.get(info.name, f"of {struct.__name__}")
+            declared[info.name] = Setting(info.name, hints[info.name], default, text, keyed=keyed)
     return declared
 
 
+def attribute_texts(struct: type) -> dict[str, str]:
+    '''What the ``Attributes:`` of a docstring say about each name.
+
+    Example:
+        >>> class Limits:
+        ...     """Limits.
+        ...
+        ...     Attributes:
+        ...         low, high: bounds,
+        ...             inclusive.
+        ...     """
+        >>> attribute_texts(Limits)
+        {'low': 'bounds, inclusive.', 'high': 'bounds, inclusive.'}
+    '''
+    section = (inspect.getdoc(struct) or "").partition("Attributes:\n")[2]
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if line and not line.startswith("    "):
+            break
+        begins = re.match(r"    ([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)", line)
+        if begins:
+            names = begins[1].split(", ")
+            found.update(dict.fromkeys(names, begins[2].strip()))
+        elif line.strip():
+            found.update({name: f"{found[name]} {line.strip()}" for name in names})
+    return found
+
+
 def load(
-    flags: Mapping[str, Any], environ: Mapping[str, str], toml_path: str | Path | None = None, fold_settings: Sequence[type[msgspec.Struct]] = ()
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    toml_path: str | Path | None = None,
+    fold_settings: Sequence[type[msgspec.Struct]] = (),
+    *,
+    lenient: bool = False,
 ) -> Settings:
     """Settings in force.
 
@@ -126,6 +175,8 @@ def load(
         flags: by name; None = not given.
         toml_path: a file that must be there; None = ``pulsefold.toml`` in the working folder, if it is there.
         fold_settings: structs whose fields are settings.
+        lenient: pass over names in the file that are not declared: for a machine without the service, where the folds'
+            settings are unknown.
 
     Raises:
         ConfigError: naming the setting and what was expected.
@@ -134,36 +185,39 @@ def load(
     settings = Settings(declared)
     for name, one in declared.items():
         settings.values[name], settings.origins[name] = one.default, "default"
-    for name, key, value in _from_toml(toml_path, declared):
+    for name, key, value in _from_toml(toml_path, declared, lenient):
         _apply(settings, name, key, value, TOML if toml_path is None else str(toml_path))
     for name, key, text, variable in sorted(_from_environment(environ, declared), key=lambda found: found[1] is not None):
-        _apply(settings, name, key, _plain_or_json(text), variable)
+        _apply(settings, name, key, text, variable, plain=True)
     for name, value in flags.items():
         if value is None:
             continue
         base, _, flag_key = name.partition(".")
         if base not in declared:
             raise ConfigError(name, "there is no such setting; `pulsefold config` lists them")
-        _apply(settings, base, flag_key or None, _plain_or_json(value) if isinstance(value, str) else value, "flag")
+        _apply(settings, base, flag_key or None, value, "flag", plain=isinstance(value, str))
     return settings
 
 
-def _from_toml(path: str | Path | None, declared: Mapping[str, Setting]) -> list[tuple[str, str | None, Any]]:
+def _from_toml(path: str | Path | None, declared: Mapping[str, Setting], lenient: bool) -> list[tuple[str, str | None, Any]]:
     file = Path(path) if path is not None else Path(TOML)
     if path is None and not file.exists():
         return []
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(str(file), f"cannot be read: {getattr(exc, 'strerror', None) or exc}") from None
-    except tomllib.TOMLDecodeError as exc:
+    except UnicodeDecodeError:
+        raise ConfigError(str(file), "is no UTF-8 text, which TOML must be") from None
+    except OSError as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc.strerror or exc}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(str(file), f"is no TOML: {exc}") from None
     found = []
     for name, value in content.items():
         base, _, key = name.partition(".")
-        if base not in declared:
+        if base in declared:
+            found.append((base, key or None, value))
+        elif not lenient:
             raise ConfigError(name, f"there is no such setting ({file}); `pulsefold config` lists them")
-        found.append((base, key or None, value))
     return found
 
 
@@ -178,27 +232,45 @@ def _from_environment(environ: Mapping[str, str], declared: Mapping[str, Setting
     return found
 
 
-def _plain_or_json(text: str) -> Any:
+def _read(text: str, kind: Any) -> Any:
+    """Text as a value of the type: JSON where it is JSON, but text stays text unless it is quoted."""
+    if _is_text(kind) and not text.startswith('"'):
+        return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _apply(settings: Settings, name: str, key: str | None, value: Any, origin: str) -> None:
+def _is_text(kind: Any) -> bool:
+    """Whether values of the type are text, null apart."""
+    if get_origin(kind) is Annotated:
+        return _is_text(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return all(isinstance(one, str) for one in get_args(kind))
+    rest = [one for one in get_args(kind) if one is not type(None)]
+    return kind is str or (type(None) in get_args(kind) and len(rest) == 1 and _is_text(rest[0]))
+
+
+def _apply(settings: Settings, name: str, key: str | None, value: Any, origin: str, *, plain: bool = False) -> None:
+    """Put one value in force; `plain`: it is text of the environment or a flag."""
     one = settings.declared[name]
     shown = name if key is None else f"{name}.{key}"
     if one.keyed:
         item_type = get_args(one.type)[1]
+        if plain:
+            value = _read(value, item_type if key is not None else None)
         given = {key: value} if key is not None else value if isinstance(value, dict) and not _is_one(value, item_type) else {"": value}
         merged = dict(settings.values[name])
         for part, item in given.items():
-            merged[part] = _convert(f"{name}.{part}" if part else name, item, item_type)
+            merged[part] = _convert(f"{name}.{part}" if part else name, item, item_type, origin)
         settings.values[name] = merged
+        if settings.origins[name] not in ("default", origin):
+            origin = f"{settings.origins[name]}, {origin}"
     elif key is not None:
-        raise ConfigError(shown, f"{name} takes one value for everything")
+        raise ConfigError(shown, f"{name} takes one value for everything (from {origin})")
     else:
-        settings.values[name] = _convert(name, value, one.type)
+        settings.values[name] = _convert(name, _read(value, one.type) if plain else value, one.type, origin)
     settings.origins[name] = origin
 
 
@@ -211,16 +283,21 @@ def _is_one(value: Any, item_type: Any) -> bool:
     return True
 
 
-def _convert(shown: str, value: Any, kind: Any) -> Any:
+def _convert(shown: str, value: Any, kind: Any, origin: str) -> Any:
     allows_none = type(None) in get_args(kind)
     if allows_none and (value is None or (isinstance(value, str) and value.lower() in ("off", "null", "none", ""))):
         return None
     if kind is bool and isinstance(value, str) and value.lower() in ("on", "off"):
         return value.lower() == "on"
-    if kind is str and not isinstance(value, (str, dict, list)) and value is not None:
-        value = {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool) and get_origin(kind) is Literal:
+        value = "on" if value else "off"
+    elif _is_text(kind) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as exc:
         text = str(exc)
-        raise ConfigError(shown, text[:1].lower() + text[1:]) from None
+        if get_origin(kind) is Literal or any(get_origin(one) is Literal for one in get_args(kind)):
+            choices = get_args(kind) if get_origin(kind) is Literal else next(get_args(one) for one in get_args(kind) if get_origin(one) is Literal)
+            text = f"expected {' or '.join(choices)}"
+        raise ConfigError(shown, f"{text[:1].lower()}{text[1:]} (from {origin})") from None

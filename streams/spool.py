@@ -1,82 +1,146 @@
 """A disk spool: every event is stored before it is sent and removed when the broker has acknowledged it.
 
-What a crash leaves behind is sent again on the next start with the same ids, so nothing is lost and, inside the dedupe
-window, nothing counts twice. SQLite keeps it (write-ahead log); one process a file.
+The rules this file keeps: what `put` has returned for survives the death of the process (not a power cut: the write is with the
+operating system, not forced to the disk, since that would cost the caller milliseconds); numbers rise and are never used twice,
+so a late acknowledgement never removes another event; one process a file, enforced by SQLite's own lock, which ends with the
+process whatever it died of.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import ConfigError, PulsefoldError
+
+OVERHEAD_BYTES = 64
+"""Counted for each event besides its key and value: SQLite's own, roughly."""
 
 
 class SpoolFull(PulsefoldError):
     """The spool has reached its bound: the event was not taken."""
 
 
-class Spool:
-    """Events waiting for their acknowledgement.
+class Stored(NamedTuple):
+    """An event that waits in the spool.
 
-    Args:
-        path: file; its folder must exist.
-        max_bytes: bound on the stored values.
-
-    Raises:
-        ConfigError: the file cannot be used, or another process holds it.
+    Attributes:
+        number: of `Spool.put`.
+        topic: full name.
     """
 
-    def __init__(self, path: str | Path, max_bytes: int = 1 << 30) -> None:
+    number: int
+    id: str
+    topic: str
+    key: bytes
+    value: bytes
+
+
+class Spool:
+    """Events waiting for their acknowledgement, in a SQLite file with a write-ahead log.
+
+    Args:
+        path: file, made if absent; on a local disk (its lock is not to be trusted on network file systems).
+        max_bytes: bound on keys, values and 64 bytes an event; the files take up to about 1.3 times that, and 4 MB.
+
+    Raises:
+        ConfigError: yours: the file cannot be used, is no spool, or another process holds it.
+
+    Example:
+        >>> import tempfile
+        >>> spool = Spool(tempfile.mkdtemp() + "/spool")
+        >>> number = spool.put("e1", "pulsefold.costs", b"default", b"{}")
+        >>> [one.id for one in spool.after(0)]
+        ['e1']
+        >>> spool.remove([number])
+        >>> len(spool)
+        0
+        >>> spool.close()
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int = 1 << 30) -> None:
         self.path = Path(path)
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=0.5)
+            self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=0.2)
+        except sqlite3.Error as exc:
+            raise ConfigError("spool", f"{self.path} cannot be opened: {exc}; its folder must exist and be writable") from None
+        try:
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("CREATE TABLE IF NOT EXISTS spool (n INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, key BLOB, value BLOB NOT NULL)")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA journal_size_limit=4194304")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS spool "
+                "(n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, topic TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL)"
+            )
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("COMMIT")
+            rows = self._db.execute("SELECT n, length(key) + length(value) + ? FROM spool", (OVERHEAD_BYTES,)).fetchall()
         except sqlite3.Error as exc:
-            raise ConfigError("spool", f"{self.path} cannot be used: {exc} (another process may hold it)") from None
-        self.bytes = int(self._db.execute("SELECT coalesce(sum(length(value)), 0) FROM spool").fetchone()[0])
+            self._db.close()
+            if "locked" in str(exc):
+                raise ConfigError("spool", f"{self.path} is held by another publisher; give each process a file of its own") from None
+            raise ConfigError("spool", f"{self.path} cannot be used as a spool: {exc}; move it away or name another file") from None
+        self._sizes: dict[int, int] = dict(rows)
+        self._bytes = sum(self._sizes.values())
 
-    def put(self, topic: str, key: bytes, value: bytes) -> int:
-        """Store one event; returns its number.
+    @property
+    def n_bytes(self) -> int:
+        """What counts against `max_bytes` now."""
+        return self._bytes
+
+    @property
+    def newest(self) -> int:
+        """Highest number stored now, 0 if none."""
+        with self._lock:
+            return max(self._sizes, default=0)
+
+    def put(self, id: str, topic: str, key: bytes, value: bytes) -> int:
+        """Store one event; returns its number, above every earlier one.
 
         Raises:
-            SpoolFull: the bound is reached.
+            SpoolFull: the bound is reached, or the disk takes no more; nothing was stored.
         """
+        size = len(key) + len(value) + OVERHEAD_BYTES
         with self._lock:
-            if self.bytes + len(value) > self.max_bytes:
-                raise SpoolFull(f"spool_max_bytes: {self.path} holds {self.bytes} bytes of at most {self.max_bytes}; is the broker reachable?")
-            number = self._db.execute("INSERT INTO spool (topic, key, value) VALUES (?, ?, ?)", (topic, key, value)).lastrowid
-            self.bytes += len(value)
-            return int(number or 0)
+            if self._bytes + size > self.max_bytes:
+                raise SpoolFull(f"spool_max_bytes: {self.path} holds {self._bytes} of at most {self.max_bytes} bytes; is the broker reachable?")
+            try:
+                number = int(self._db.execute("INSERT INTO spool (id, topic, key, value) VALUES (?, ?, ?, ?)", (id, topic, key, value)).lastrowid or 0)
+            except sqlite3.Error as exc:
+                raise SpoolFull(f"spool: {self.path} cannot be written: {exc}") from None
+            self._sizes[number] = size
+            self._bytes += size
+            return number
 
-    def remove(self, numbers: list[tuple[int, int]]) -> None:
-        """The broker has acknowledged these: (number, bytes)."""
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Forget events, because the broker has them or never will take them; numbers not stored are ignored."""
         with self._lock:
+            known = [number for number in numbers if number in self._sizes]
+            if not known:
+                return
             self._db.execute("BEGIN")
-            self._db.executemany("DELETE FROM spool WHERE n = ?", [(number,) for number, _ in numbers])
+            self._db.executemany("DELETE FROM spool WHERE n = ?", [(number,) for number in known])
             self._db.execute("COMMIT")
-            self.bytes -= sum(size for _, size in numbers)
+            for number in known:
+                self._bytes -= self._sizes.pop(number)
 
-    def waiting(self) -> Iterator[tuple[int, str, bytes, bytes]]:
-        """(number, topic, key, value) of everything that waits, oldest first."""
+    def after(self, number: int, limit: int = 500) -> list[Stored]:
+        """At most `limit` stored events with a higher number, oldest first."""
         with self._lock:
-            rows = self._db.execute("SELECT n, topic, key, value FROM spool ORDER BY n").fetchall()
-        yield from rows
+            rows = self._db.execute("SELECT n, id, topic, key, value FROM spool WHERE n > ? ORDER BY n LIMIT ?", (number, limit)).fetchall()
+        return [Stored(*row) for row in rows]
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM spool").fetchone()[0])
+        return len(self._sizes)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; a second call does nothing."""
         with self._lock:
             self._db.close()

@@ -282,12 +282,10 @@ class Goals(Fold):
     def full(self, p: Partition, tenant: str) -> bool:
         """Whether a new goal is one too many; counted as overflow then.
 
-        While records are absorbed again after a crash some rows are ahead of the log: only those count that were there.
+        Goals are never removed, so this is the same while records are absorbed again after a crash: rows that are ahead of the
+        log are of goals that were within the bound.
         """
-        space = p.spaces[self.rows.index].get(tenant) or {}
-        if len(space) < self.max_goals:
-            return False
-        if not p._counting and sum(self.rows.peek(row).born < p.offset for row in space.values()) < self.max_goals:
+        if len(p.spaces[self.rows.index].get(tenant) or ()) < self.max_goals:
             return False
         p.count_as(overflow=1)
         return True

@@ -237,11 +237,11 @@ class Learning(Fold):
     def streams(self, reader: Reader, task: str | None, run: str | None) -> list[tuple[Key, StreamState]]:
         """Streams of a task type, of a run (``""`` = of none), of both, or all, by name and partition."""
         if task is not None and run is not None:
-            key: Key = (task, run)
-            return [(key, state) for state in reader.rows(self.rows, key)]
-        found = [
-            (key, state) for key, states in reader.scan(self.rows) if (task is None or key[0] == task) and (run is None or key[1] == run) for state in states
-        ]
+            return [((task, run), state) for state in reader.rows(self.rows, (task, run))]
+        found: list[tuple[Key, StreamState]] = []
+        for key, states in reader.scan(self.rows):
+            if (task is None or key[0] == task) and (run is None or key[1] == run):
+                found += [(key, state) for state in states]
         found.sort(key=lambda item: (item[0], item[1].home))
         return found
 

@@ -143,8 +143,11 @@ class LearningViews:
             if not 1 <= len(asked) <= MOST_TASKS:
                 raise BadParameter("tasks", f"{len(asked)} tasks; 1 to {MOST_TASKS} can be asked for at once")
             streams = self.fold.streams(reader, None, params.run)
-            tasks = {task: trend_of(self.fold.last(reader, [item for item in streams if item[0][0] == task], params.window)) for task in asked}
-            answer = {"tasks": {task: {"task": task, "run": params.run, **figures} for task, figures in tasks.items()}}
+            tasks = {}
+            for task in asked:
+                points = self.fold.last(reader, [item for item in streams if item[0][0] == task], params.window)
+                tasks[task] = {"task": task, "run": params.run, **trend_of(points)}
+            answer = {"tasks": tasks}
         answer["as_of"] = rfc3339_or_none(reader.as_of())
         return answer
 

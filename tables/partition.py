@@ -330,12 +330,13 @@ class Partition:
                         except Absorbed:
                             pass
             except Refused as refusal:
+                # It still moves the watermark, which must not depend on what the folds made of the record.
                 self._dead_letter(record, refusal.reason, refusal.error)
-                continue
-            if counting:
-                counters.folded += 1
-                name = cls.TYPE
-                types[name] = types.get(name, 0) + 1
+            else:
+                if counting:
+                    counters.folded += 1
+                    name = cls.TYPE
+                    types[name] = types.get(name, 0) + 1
             space = watermarks.get(tenant)
             row = space.get(()) if space is not None else None
             if row is None:

@@ -254,7 +254,7 @@ class World:
                 "id": f"e{self.produced}",
                 "source": "sim",
                 "type": "trust.observed.v1",
-                "time": "2026-03-02T00:00:00Z",
+                "time": f"2026-03-02T00:00:{self.rng.randrange(60):02d}Z",
                 "data": {"kind": "model", "id": name, "success": self.rng.random() < 0.7},
             }
             raw = json.dumps(event).encode()

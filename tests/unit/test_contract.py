@@ -114,7 +114,15 @@ def test_any_bytes_give_an_event_or_invalid_event(noise: bytes) -> None:
         assert refused.reason in REASONS
 
 
-@given(st.sampled_from(sorted(GOLDEN)), st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6), st.data())
+@given(
+    st.sampled_from(sorted(GOLDEN)),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3),
+        max_leaves=6,
+    ),
+    st.data(),
+)
 def test_any_value_in_any_field_gives_an_event_or_invalid_event(name: str, value: object, data: st.DataObject) -> None:
     wire = GOLDEN[name]["wire"]
     field = data.draw(st.sampled_from(sorted(wire["data"])))
@@ -133,7 +141,13 @@ def test_home_partitions_are_those_of_the_java_client(key: bytes, count: int) ->
 
 @pytest.mark.parametrize(
     ("parts", "key"),
-    [(("acme", None, "a|b"), b"acme|a%7Cb"), (("acme",), b"acme"), (("acme", None), b"acme"), (("acme", "50%"), b"acme|50%25"), (("acme", "é"), "acme|é".encode())],
+    [
+        (("acme", None, "a|b"), b"acme|a%7Cb"),
+        (("acme",), b"acme"),
+        (("acme", None), b"acme"),
+        (("acme", "50%"), b"acme|50%25"),
+        (("acme", "é"), "acme|é".encode()),
+    ],
 )
 def test_absent_parts_of_a_key_are_left_out_with_their_separator(parts: tuple[str | None, ...], key: bytes) -> None:
     assert encode_key(*parts) == key

@@ -255,6 +255,21 @@ def test_replay_from_offset_zero_gives_the_same_rows_and_the_same_alerts(partiti
     assert log.alerts("goal.completed") and log.alerts("goal.regressed") and log.dead_letters()
 
 
+def test_a_refused_record_is_refused_again_where_the_goal_is_ahead_of_the_log() -> None:
+    log = Log([Goals()])
+    log.send([value(0, 0.5, 900), goal(1, seconds=1), value(2, 0.7, 2)])
+    source = log.topics["training"][0]
+    kept = {k: v for k, v, _, _ in source.drain() if k.startswith((b"counters", b"goal"))}
+    p = Log([Goals()]).topics["training"][0]
+    for key, raw in kept.items():
+        wire, tenant, parts = parse_wire_key(key)
+        applied, _ = HEAD.unpack_from(raw)
+        p.space(p.schema.by_wire[wire], tenant)[parts] = Row(tenant, parts, applied, applied, raw[HEAD.size :])
+    p.restored()
+    p.absorb(log.records[("training", 0)])
+    assert rows(p) == rows(source)  # the watermark too: a refused record does not move it
+
+
 def test_a_refusal_leaves_every_row_as_it_was() -> None:
     log = Log([Goals()])
     log.send([goal(0), value(1, 0.5)])

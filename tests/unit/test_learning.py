@@ -142,9 +142,7 @@ class Plain:
         self.events.sort(key=lambda item: item[0])
 
     def chosen(self, task: str | None = None, run: str | None = None) -> list[tuple[tuple[str, int, int], dict[str, Any]]]:
-        return [
-            (k, d) for k, d in self.events if (task is None or d["task_type"] == task) and (run is None or d.get("run", "") == run)
-        ]
+        return [(k, d) for k, d in self.events if (task is None or d["task_type"] == task) and (run is None or d.get("run", "") == run)]
 
     def transitions(self, hold: int) -> tuple[int, int, bool]:
         """entered, left, converged over all streams."""
@@ -220,6 +218,27 @@ def test_every_answer_over_a_random_stream_agrees_with_a_plain_implementation(se
              "total_events": len(plain.chosen(task)), "performance_trend": "improving" if mine[-1] > mine[-2] else "declining"},
             report["task_analysis"][task],
         ) == []  # fmt: skip
+
+
+def test_points_of_one_moment_are_told_apart_by_partition_and_offset() -> None:
+    log = Log([Learning()], 8)
+    events = [step(i, seconds=0, run=f"r{i % 6}") for i in range(6 * (SEGMENT + 8))]
+    log.send(events)
+    wanted = [d["episode_count"] for _, d in Plain(log, events).chosen()]
+    for window in (1, 10, 39, 45, 100):
+        points = log.get("/learning/curve", task="task", window=window)["points"]
+        assert [p["episode_count"] for p in points] == wanted[-window:]
+
+
+def test_a_stream_that_a_producer_spread_over_partitions_is_read_whole() -> None:
+    log = Log([Learning()], 3)
+    for i in range(300):
+        event = {"specversion": "1.0", "source": "t", **step(i, metric=0.001)}
+        log.append("training", b"astray", json.dumps(event).encode(), i % 3, 4_102_444_800_000)
+    points = log.get("/learning/curve", task="task", run="", window=1000)["points"]
+    assert [p["episode_count"] for p in points] == list(range(300))
+    found = log.get("/learning/convergence", task="task")
+    assert (found["total_convergences"], found["entered"], found["since"]) == (300, 3, at(0))
 
 
 # ---- laws of folds

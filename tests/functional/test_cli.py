@@ -1,0 +1,141 @@
+"""The command line as a new user meets it, wrong words included."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streams.broker import EmbeddedBroker
+
+from ..workers import ROOT, WorkerProcess
+
+
+def pulsefold(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    code = "import sys; from streams.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd or ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "names"),
+    [
+        (["worker", "--bootstrap", "127.0.0.1:1"], {}, "bootstrap"),
+        (["worker", "--web-port", "many"], {}, "web_port"),
+        (["worker"], {"PULSEFOLD_PARTITIONS": "eight"}, "partitions"),
+        (["worker", "--colour", "red"], {}, "colour"),
+        (["worker", "--web-host", "0.0.0.0"], {}, "web_host"),
+        (["worker", "--config", "/nowhere.toml"], {}, "/nowhere.toml"),
+        (["topics", "check", "--bootstrap", "127.0.0.1:1"], {}, "bootstrap"),
+        (["publish", "/nowhere.jsonl", "--bootstrap", "127.0.0.1:1"], {}, "bootstrap"),
+        (["query", "/costs", "--url", "http://127.0.0.1:1"], {}, "url"),
+        (["replay", "--bootstrap", "127.0.0.1:1"], {}, "bootstrap"),
+    ],
+)
+def test_what_cannot_be_used_is_one_clear_sentence_and_exit_code_2(words: list[str], env: dict[str, str], names: str) -> None:
+    done = pulsefold(*words, env=env)
+    assert done.returncode == 2, done
+    assert names in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_busy_port_and_a_wrong_partition_count_are_told_before_the_start(embedded: EmbeddedBroker) -> None:
+    done = pulsefold("worker", "--bootstrap", embedded.bootstrap, "--partitions", "8")
+    assert done.returncode == 2
+    assert "has 4 partitions, the setting partitions says 8" in done.stderr
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        done = pulsefold("worker", "--bootstrap", embedded.bootstrap, "--partitions", "4", "--web-port", port)
+    assert done.returncode == 2
+    assert port in done.stderr and "Traceback" not in done.stderr
+
+
+def test_settings_come_from_flag_environment_file_and_default_in_that_order(tmp_path: Path) -> None:
+    (tmp_path / "pulsefold.toml").write_text('web_port = 1\napp_id = "file"\npartitions = 3\n"trust_half_life.model" = 60\n[tokens.secret]\ntenant = "a"\n')
+    env = {"PULSEFOLD_WEB_PORT": "2", "PULSEFOLD_APP_ID": "environment", "PULSEFOLD_TRUST_HALF_LIFE__Model_X": "5"}
+    done = pulsefold("config", "--json", "--web-port", "3", env=env, cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert [found[name]["value"] for name in ("web_port", "app_id", "partitions")] == [3, "environment", 3]
+    assert [found[name]["from"] for name in ("web_port", "app_id", "partitions", "replication")] == ["flag", "PULSEFOLD_APP_ID", "pulsefold.toml", "default"]
+    assert found["trust_half_life"]["value"] == {"": None, "model": 60.0, "Model_X": 5.0}
+    assert "secret" not in done.stdout
+
+
+def test_publish_counts_what_was_taken_and_refused_by_line(embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path) -> None:
+    good = {"type": "trust.observed.v1", "time": "2026-03-02T00:00:00Z", "data": {"kind": "model", "id": "m", "success": True}}
+    lines = [json.dumps(good), "{", json.dumps({**good, "data": {**good["data"], "weight": 0}}), json.dumps({**good, "derivedfrom": "x"})]  # type: ignore[dict-item]
+    file = tmp_path / "events.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    for _ in range(2):  # ids come from the content, so the second time changes nothing
+        done = pulsefold("publish", str(file), "--bootstrap", embedded.bootstrap, "--json")
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["accepted"], [one["line"] for one in found["refused"]]) == (1, 1, [2, 3, 4])
+    worker.until(lambda: worker.get("/status")["counts"]["in"] == 2)
+    assert worker.get("/trust/model/m")["observations"] == 1
+    url = f"http://127.0.0.1:{worker.port}"
+    assert json.loads(pulsefold("query", "/trust/model/m", "--url", url, "--json").stdout)["observations"] == 1
+    assert "observations" in pulsefold("query", "/trust", "--url", url, "--csv").stdout
+    missing = pulsefold("query", "/trust/model/nobody", "--url", url)
+    assert missing.returncode == 2 and "404" in missing.stderr
+
+
+def test_replay_agrees_with_the_live_tables(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
+    lines = "\n".join(json.dumps({"id": str(n), "type": "cost.incurred.v1", "time": "2026-03-02T00:00:00Z", "data": {"cost": "0.1"}}) for n in range(200))
+    assert pulsefold("publish", "-", "--bootstrap", embedded.bootstrap, stdin=lines).returncode == 0
+    worker.until(lambda: worker.get("/costs")["events"] == 200)
+    done = pulsefold("replay", "--bootstrap", embedded.bootstrap, "--partitions", "4", "--json")
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["records"] == 200
+
+
+def test_dead_letters_are_listed_with_why(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": embedded.bootstrap})
+    producer.produce("pulsefold.costs", b"not json", b"default")
+    producer.flush(10)
+    worker.until(lambda: worker.get("/status")["counts"]["dead_lettered"] == 1)
+    rows = json.loads(pulsefold("dead-letters", "list", "--bootstrap", embedded.bootstrap, "--json").stdout)
+    assert [(row["reason"], row["topic"], row["value"]) for row in rows] == [("not_json", "costs", "not json")]
+
+
+def test_the_broker_command_prints_its_address_first() -> None:
+    code = "import sys; from streams.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "broker", "--partitions", "1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert pulsefold("topics", "check", "--bootstrap", address, "--partitions", "1").returncode == 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def test_faust_lists_the_agent_and_the_tables() -> None:
+    for word, expected in (("agents", "fold"), ("tables", "trust.1")):
+        done = subprocess.run(
+            [sys.executable, "-m", "faust", "-A", "agents.worker", word],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
