@@ -10,6 +10,7 @@ ARGS ?=
 .DEFAULT_GOAL := check
 
 $(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pulsefold needs Python 3.11 or later; name one: make PYTHON=python3.12 …" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(STAMP)
@@ -23,8 +24,10 @@ test: $(STAMP)  ## unit, functional, packaging and real-Kafka tests
 check: lint types test  ## everything that CI checks
 
 lint: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --quiet tests/unit/test_compose.py
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -40,4 +43,4 @@ simulate: $(STAMP)  ## the core under SEEDS schedules
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation -n auto
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache .coverage demo-events.jsonl

@@ -13,7 +13,7 @@ import inspect
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -167,7 +167,7 @@ def load(
     toml_path: str | Path | None = None,
     fold_settings: Sequence[type[msgspec.Struct]] = (),
     *,
-    lenient: bool = False,
+    others: Collection[str] | None = (),
 ) -> Settings:
     """Settings in force.
 
@@ -175,8 +175,8 @@ def load(
         flags: by name; None = not given.
         toml_path: a file that must be there; None = ``pulsefold.toml`` in the working folder, if it is there.
         fold_settings: structs whose fields are settings.
-        lenient: pass over names in the file that are not declared: for a machine without the service, where the folds'
-            settings are unknown.
+        others: names in the file that are somebody else's, such as the folds' settings in a command that folds nothing;
+            None = whatever is not declared here (a machine without the service does not know the folds' settings).
 
     Raises:
         ConfigError: naming the setting and what was expected.
@@ -185,7 +185,7 @@ def load(
     settings = Settings(declared)
     for name, one in declared.items():
         settings.values[name], settings.origins[name] = one.default, "default"
-    for name, key, value in _from_toml(toml_path, declared, lenient):
+    for name, key, value in _from_toml(toml_path, declared, others):
         _apply(settings, name, key, value, TOML if toml_path is None else str(toml_path))
     for name, key, text, variable in sorted(_from_environment(environ, declared), key=lambda found: found[1] is not None):
         _apply(settings, name, key, text, variable, plain=True)
@@ -199,7 +199,30 @@ def load(
     return settings
 
 
-def _from_toml(path: str | Path | None, declared: Mapping[str, Setting], lenient: bool) -> list[tuple[str, str | None, Any]]:
+def flags_of(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Words of a command line as settings by name, and what is left; a flag without a value is on.
+
+    Example:
+        >>> flags_of(["--web-port", "8080", "--app-id=b", "file", "--json"])
+        ({'web_port': '8080', 'app_id': 'b', 'json': 'on'}, ['file'])
+    """
+    flags: dict[str, str] = {}
+    left = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            left.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "on"
+        base, _, key = name.partition(".")
+        flags[base.replace("-", "_") + ("." + key if key else "")] = value
+    return flags, left
+
+
+def _from_toml(path: str | Path | None, declared: Mapping[str, Setting], others: Collection[str] | None) -> list[tuple[str, str | None, Any]]:
     file = Path(path) if path is not None else Path(TOML)
     if path is None and not file.exists():
         return []
@@ -216,7 +239,7 @@ def _from_toml(path: str | Path | None, declared: Mapping[str, Setting], lenient
         base, _, key = name.partition(".")
         if base in declared:
             found.append((base, key or None, value))
-        elif not lenient:
+        elif others is not None and base not in others:
             raise ConfigError(name, f"there is no such setting ({file}); `pulsefold config` lists them")
     return found
 

@@ -13,14 +13,20 @@ from ..errors import PulsefoldError
 
 def main() -> int:
     """Entry point of the console script."""
-    from .app import run
-
+    try:
+        from .app import run
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in ("rich", "cyclopts"):
+            raise
+        print(f"pulsefold: the command line needs {missing.name}; install with: pip install 'pulsefold[cli]'", file=sys.stderr)
+        return 2
     try:
         return run(sys.argv[1:])
     except PulsefoldError as problem:
         print(f"pulsefold: {problem}", file=sys.stderr)
         return 2
     except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; say nothing more
         return 0
     except KeyboardInterrupt:
         return 130

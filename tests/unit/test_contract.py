@@ -36,8 +36,8 @@ def test_every_type_of_the_contract_has_a_golden_file_with_at_least_three_invali
 def test_the_golden_event_decodes_travels_by_its_key_and_survives_a_round_trip(name: str) -> None:
     golden = GOLDEN[name]
     event = decode(raw(golden["wire"]))
-    assert event.data.TYPE == name
-    assert event.data.TOPIC == golden["topic"]
+    assert name == event.data.TYPE
+    assert golden["topic"] == event.data.TOPIC
     assert record_key(event) == golden["key"].encode()
     assert decode(encode(event)) == event
     again = json.loads(encode(event))

@@ -1,0 +1,44 @@
+"""Flags that several commands share, and the settings they become."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ..settings import TOML, Settings, load
+from . import service
+
+Config = Annotated[str | None, Parameter(help="settings file (default: pulsefold.toml in this folder, if there)")]
+Bootstrap = Annotated[str | None, Parameter(help="Kafka's host:port, several by comma")]
+TopicPrefix = Annotated[str | None, Parameter(help="what every topic's name begins with")]
+AppId = Annotated[str | None, Parameter(help="names the consumer group and the changelog topics")]
+Partitions = Annotated[int | None, Parameter(help="partitions of each source topic")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="print JSON")]
+
+
+def settings_of(config: str | None, **flags: Any) -> Settings:
+    """Settings that a command reads. The folds' own settings in the file are the worker's business, but must be known names."""
+    others: Collection[str] | None = ()
+    if config is not None or Path(TOML).exists():
+        known = service.fold_settings()
+        others = None if known is None else {name for name, _, _ in known}
+    return load(flags, os.environ, config, others=others)
+
+
+def security(found: Settings) -> dict[str, Any]:
+    """librdkafka's settings for a protected Kafka."""
+    names = {
+        "security.protocol": "kafka_security_protocol",
+        "sasl.mechanism": "kafka_sasl_mechanism",
+        "sasl.username": "kafka_sasl_username",
+        "sasl.password": "kafka_sasl_password",
+        "ssl.ca.location": "kafka_ssl_cafile",
+    }
+    return {theirs: found.get(ours) for theirs, ours in names.items() if found.get(ours) is not None}
+
+
+__all__ = ["AppId", "AsJson", "Bootstrap", "Config", "Partitions", "TopicPrefix", "security", "settings_of"]

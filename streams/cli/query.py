@@ -1,0 +1,82 @@
+"""``pulsefold query``: every view from the shell."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ..errors import BrokerUnavailable, ConfigError, PulsefoldError
+from .options import AsJson, Config, settings_of
+from .output import clean, rows_of, show, write_csv
+
+OUTSIDE = ("/api/", "/readyz", "/healthz", "/openapi.json")
+"""Paths that are not under /api/v1."""
+
+
+def query(
+    path: Annotated[str, Parameter(help="such as /trust/model/m1")],
+    *params: Annotated[str, Parameter(help="parameters as name=value")],
+    param: Annotated[list[str] | None, Parameter(negative="", help="parameter as name=value; may be repeated")] = None,
+    url: Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")] = None,
+    token: Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")] = None,
+    tenant: Annotated[str | None, Parameter(help="whose data, where the token does not say")] = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, Parameter(name="--csv", negative="", help="print CSV")] = False,
+    config: Config = None,
+) -> int:
+    """Ask a view, e.g. `pulsefold query /variables/rank key=count limit=5`; prints a table, or --json, or --csv."""
+    pairs = []
+    for one in (*params, *(param or ())):
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise ConfigError("param", f"expected name=value, got {one!r}")
+        pairs.append((name, value))
+    if url is None:
+        found = settings_of(config)
+        host = found.get("web_host")
+        url = f"http://{f'[{host}]' if ':' in host else '127.0.0.1' if host == '0.0.0.0' else host}:{found.get('web_port')}"  # noqa: S104 - asked, not bound
+    body = ask(url, path, pairs, token or os.environ.get("PULSEFOLD_TOKEN"), tenant)
+    if as_json:
+        print(json.dumps(body, indent=2))
+    elif as_csv:
+        write_csv(rows_of(body))
+    else:
+        show(body)
+    return 0
+
+
+def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | None, tenant: str | None) -> Any:
+    """JSON of a view.
+
+    Raises:
+        PulsefoldError: nobody answers, or the answer is an error (its detail).
+    """
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise ConfigError("url", f"expected http://HOST:PORT, got {url!r}")
+    path = urllib.parse.quote(path if path.startswith("/") else "/" + path, safe="/%:|,?=&~")
+    full = url.rstrip("/") + ("" if path.startswith(OUTSIDE) else "/api/v1") + path
+    asked = urllib.parse.urlencode(list(params))
+    if asked:
+        full += ("&" if "?" in full else "?") + asked
+    headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **({"X-Tenant": tenant} if tenant else {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(full, headers=headers), timeout=30) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as exc:
+        try:
+            detail = str(json.load(exc).get("detail", exc.reason))
+        except (ValueError, AttributeError):
+            detail = exc.reason
+        raise PulsefoldError(clean(f"{path}: {exc.code} {detail}")) from None
+    except (OSError, http.client.HTTPException) as exc:
+        raise BrokerUnavailable(f"url: no worker answers at {url} ({getattr(exc, 'reason', exc)})") from None
+    except ValueError as exc:
+        raise PulsefoldError(f"url: what {full} answers cannot be read as JSON ({exc})") from None
