@@ -19,7 +19,8 @@ demo: $(STAMP)  ## broker, worker and real training on this machine
 	$(BIN)/pulsefold demo $(ARGS)
 
 test: $(STAMP)  ## unit, functional, packaging and real-Kafka tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/simulation tests/functional tests/packaging $(ARGS)
+	$(BIN)/python -m pytest tests/kafka $(ARGS)
 
 check: lint types test  ## everything that CI checks
 

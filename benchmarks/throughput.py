@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from confluent_kafka import Producer
 
 PARTITIONS = 8
@@ -126,21 +127,22 @@ def fill(bootstrap: str, prefix: str, records: list[tuple[str, bytes, bytes]]) -
     producer.flush(60)
 
 
+class Data(msgspec.Struct):
+    kind: str
+    id: str
+    success: bool
+    weight: float = 1.0
+
+
+class Envelope(msgspec.Struct):
+    id: str
+    data: Data
+    tenant: str = "default"
+
+
 async def plain(bootstrap: str, topic: str, total: int, fold: bool) -> dict[str, float]:
     """aiokafka alone, or with decode and a dictionary."""
-    import msgspec
     from aiokafka import AIOKafkaConsumer, TopicPartition
-
-    class Data(msgspec.Struct):
-        kind: str
-        id: str
-        success: bool
-        weight: float = 1.0
-
-    class Envelope(msgspec.Struct):
-        id: str
-        data: Data
-        tenant: str = "default"
 
     decode = msgspec.json.Decoder(Envelope if "judgments" in topic else dict[str, Any]).decode
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False, max_partition_fetch_bytes=1 << 20)

@@ -317,11 +317,14 @@ class SyncPublisher:
             raise PulsefoldError(f"the publisher {why}")
         item = _Item(checked.id, self.prefix + checked.data.TOPIC, record_key(checked), raw, on_delivery)
         self._check_topic(item.topic)
-        with self._lock:
-            self._report.accepted += 1
         return item
 
+    def _accept(self) -> None:
+        with self._lock:
+            self._report.accepted += 1
+
     def _hand_over(self, item: _Item) -> None:
+        self._accept()
         if self._offer(item):
             return
         deadline = time.monotonic() + self.max_block_s
@@ -653,6 +656,7 @@ class Publisher:
 
     async def _hand_over(self, item: _Item) -> None:
         """As the sync one, but other tasks run while there is no room."""
+        self._sync._accept()
         deadline = time.monotonic() + self._sync.max_block_s
         while not self._sync._offer(item):
             if time.monotonic() >= deadline:

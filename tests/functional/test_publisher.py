@@ -16,9 +16,9 @@ from streams import events
 from streams.broker import EmbeddedBroker
 from streams.codec import InvalidEvent
 from streams.derive import event_bytes
-from streams.errors import ConfigError, TopicProblem
+from streams.errors import TopicProblem
 from streams.publisher import Dropped, Publisher, SyncPublisher
-from streams.spool import Spool, SpoolFull
+from streams.spool import Spool
 from streams.subscriber import AlertSubscriber
 
 from ..workers import ROOT
@@ -81,7 +81,7 @@ def test_a_full_queue_drops_counts_and_warns_but_never_blocks_for_long() -> None
             publisher.observe("model", "m", True)
         assert time.perf_counter() - begun < 2
         assert publisher.report().dropped == 10
-    report = publisher.close(timeout_s=5)
+        report = publisher.close(timeout_s=5)
     assert (report.delivered, report.failed) == (0, 10)
     assert report.errors
 
@@ -102,16 +102,6 @@ def test_what_a_killed_process_left_in_the_spool_is_sent_again_with_the_same_ids
     again = Spool(spool)
     assert len(again) == 0
     again.close()
-
-
-def test_a_spool_has_a_bound_and_one_owner(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "s.db", max_bytes=10)
-    spool.put("t", b"k", b"12345678")
-    with pytest.raises(SpoolFull, match="spool_max_bytes"):
-        spool.put("t", b"k", b"12345678")
-    with pytest.raises(ConfigError, match="another process"):
-        Spool(tmp_path / "s.db")
-    spool.close()
 
 
 def test_a_missing_topic_is_told_with_the_command_that_creates_it() -> None:
@@ -135,7 +125,8 @@ def test_the_asynchronous_publisher_waits_for_the_acknowledgement(embedded: Embe
 
 def test_the_subscriber_gives_each_alert_once_and_only_its_tenants(embedded: EmbeddedBroker) -> None:
     data = {
-        "alert_id": "x", "rule": "cost.daily", "severity": "warning", "subject": "tenant", "period": "2026-03-02", "value": 8.0, "threshold": 7.0, "previous": "ok",
+        "alert_id": "x", "rule": "cost.daily", "severity": "warning", "subject": "tenant", "period": "2026-03-02", "value": 8.0,
+        "threshold": 7.0, "previous": "ok",
         "message": "stop", "evidence": {"topic": "costs", "partition": 0, "offset": 1},
     }  # fmt: skip
     from confluent_kafka import Producer
