@@ -104,7 +104,8 @@ class Schema:
 
     def __init__(self, folds: Sequence[Fold]) -> None:
         self.folds = list(folds)
-        self.tables: list[Table[Any]] = [COUNTERS, *(t for f in folds for t in f.tables), WATERMARK, IDS]
+        # ours first: they are shared by every schema, so their place must not depend on the folds
+        self.tables: list[Table[Any]] = [COUNTERS, WATERMARK, IDS, *(t for f in folds for t in f.tables)]
         self.by_wire: dict[str, Table[Any]] = {}
         for index, table in enumerate(self.tables):
             if table.wire in self.by_wire:

@@ -47,7 +47,7 @@ def check_vector(
     """All differences between a vector's checks and what is there."""
     differences = []
     for check in vector["checks"]:
-        path, expect, params = check["path"], check["expect"], check.get("params", {})
+        path, expect, params = check["path"], dict(check["expect"]), check.get("params", {})
         if path in LATER:
             continue
         if path == "alert_id":
