@@ -9,8 +9,12 @@ the system chooses and that stays while it lives: as long as the process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -57,12 +61,13 @@ class EmbeddedBroker:
             self._lib.rd_kafka_destroy(self._handle)
             raise PulsefoldError("the embedded broker does not start")
         self._nodes = range(1, brokers + 1)
-        self._lib.rd_kafka_mock_set_controller_id(self._cluster, 1)  # else admin clients wait for one until they time out
-        self._lib.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 200)  # 3 s by default
         self.bootstrap = str(self._lib.rd_kafka_mock_cluster_bootstraps(self._cluster).decode())
-        for app_id in app_ids:
-            for spec in topic_specs(prefix, app_id, partitions):
-                self._lib.rd_kafka_mock_topic_create(self._cluster, spec.name.encode(), spec.partitions, 1)
+        with self._awake():
+            self._lib.rd_kafka_mock_set_controller_id(self._cluster, 1)  # else admin clients wait for one until they time out
+            self._lib.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 200)  # 3 s by default
+            for app_id in app_ids:
+                for spec in topic_specs(prefix, app_id, partitions):
+                    self._lib.rd_kafka_mock_topic_create(self._cluster, spec.name.encode(), spec.partitions, 1)
 
     def create_topic(self, name: str, partitions: int) -> None:
         """Make one more topic (full name)."""
@@ -96,9 +101,29 @@ class EmbeddedBroker:
     def close(self) -> None:
         """Stop; everything on it is gone."""
         if self._cluster:
-            self._lib.rd_kafka_mock_cluster_destroy(self._cluster)
+            with self._awake():
+                self._lib.rd_kafka_mock_cluster_destroy(self._cluster)
             self._lib.rd_kafka_destroy(self._handle)
             self._cluster = self._handle = None
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Knock at its port meanwhile: its thread misses some orders until the next second or the next packet, whichever is first."""
+        host, port = self.bootstrap.split(",")[0].rsplit(":", 1)
+        done = threading.Event()
+
+        def knock() -> None:
+            while not done.wait(0.005):
+                with contextlib.suppress(OSError):
+                    socket.create_connection((host, int(port)), 1).close()
+
+        knocking = threading.Thread(target=knock, name="pulsefold-broker-awake", daemon=True)
+        knocking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            knocking.join()
 
     def __enter__(self) -> EmbeddedBroker:
         return self

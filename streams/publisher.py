@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import math
 import os
@@ -46,7 +47,18 @@ _log = logging.getLogger("pulsefold.publisher")
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _AS_IT_IS = frozenset({str, int, bool, type(None), datetime, date, Decimal, msgspec.Raw})
 _REFUSED_FOR_GOOD = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG})
-_TAKEN_BACK = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._FATAL})
+# The producer broke, not the event: it goes out again through a new one.
+_TAKEN_BACK = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError._FATAL,
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+        KafkaError.UNKNOWN_PRODUCER_ID,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    }
+)
 
 
 class Dropped(UserWarning):
@@ -238,7 +250,7 @@ class SyncPublisher:
             return 0
         deadline = time.monotonic() + timeout_s
         while (waiting := self.report().waiting) and (left := deadline - time.monotonic()) > 0:
-            if self._producer.flush(min(left, 0.1)) == 0:
+            if not self._serve(min(left, 0.1), flush=True):
                 time.sleep(0.002)  # what is still waiting is with the sending thread
         self._settle()
         return waiting
@@ -266,7 +278,7 @@ class SyncPublisher:
         for thread in self._threads:
             thread.join(5)
         self._producer.purge()
-        self._producer.flush(1)
+        self._serve(1.0, flush=True)
         self._settle()
         for item in self._again:
             self._give_up(item, "not acknowledged when the publisher was closed")
@@ -401,7 +413,7 @@ class SyncPublisher:
     # ---- in threads of our own
 
     def _connect(self) -> Producer:
-        return Producer(self._config)
+        return Producer(self._config, logger=_log)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
@@ -423,10 +435,20 @@ class SyncPublisher:
             if not self._answered.is_set():
                 self._stop.wait(0.1)
 
+    def _serve(self, timeout_s: float, *, flush: bool = False) -> int:
+        """Let librdkafka hand its news on. A producer that broke says so by raising, whatever else it had to tell."""
+        try:
+            return int(self._producer.flush(timeout_s) if flush else self._producer.poll(timeout_s))
+        except KafkaException as exc:
+            if not exc.args[0].fatal():
+                raise
+            self._fatal = True
+            return 0
+
     def _run(self) -> None:
         """Serve acknowledgements, empty the spool, replace a producer that broke."""
         while not self._stop.is_set():
-            self._producer.poll(0.01 if self._backlog else 0.05)
+            self._serve(0.01 if self._backlog else 0.05)
             self._settle()
             if self._fatal:
                 self._renew()
@@ -442,7 +464,8 @@ class SyncPublisher:
         """
         old, self._producer, self._fatal = self._producer, self._connect(), False
         old.purge()
-        old.flush(1)
+        with contextlib.suppress(KafkaException):  # what broke it, once more
+            old.flush(1)
 
     def _repeat(self) -> None:
         with self._lock:

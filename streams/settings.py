@@ -63,7 +63,7 @@ SERVICE: tuple[Setting, ...] = (
     Setting("changelog_lag_ms", int, 86_400_000, "min.compaction.lag.ms of the changelogs, at least one hour"),
     Setting("web_host", str, "127.0.0.1", "address that HTTP is served on; wider than loopback needs tokens"),
     Setting("web_port", Port, 6066, "port that HTTP is served on"),
-    Setting("tokens", dict[str, Any] | None, None, "{TOKEN or sha256: hash: {tenant, scopes, expires}}", secret=True),
+    Setting("tokens", dict[str, dict[str, Any]] | None, None, "{TOKEN or sha256: hash: {tenant, scopes, expires}}", secret=True),
     Setting("dedupe_window", Window, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
     Setting("max_future_s", From0, 3600.0, "seconds that an event's time may lie after its record's Kafka timestamp"),
     Setting("alert_interval_s", Above0, 5.0, "seconds between two looks of the merged alert rules"),

@@ -185,12 +185,37 @@ class Bucket(msgspec.Struct, array_like=True, gc=False):
             other: stays as it is.
             shift_hours: from this bucket's start to the other's.
         """
-        if other.n:
-            moments, pairs = self.moments(), self.pairs()
-            pairs.merge(other.pairs(), shift_hours)
-            moments.merge(other.moments())
-            self.n, self.mean, self.m2, self.min, self.max = moments.n, moments.mean, moments.m2, moments.min, moments.max
-            self.mean_x, self.m2_x, self.cxy = pairs.mean_x, pairs.m2_x, pairs.cxy
+        nb = other.n
+        if nb:
+            na = self.n
+            n = self.n = na + nb
+            if na:
+                part = nb / n
+                weight = na * part
+                d = other.mean - self.mean
+                mean = self.mean + d * part
+                dx = other.mean_x + shift_hours - self.mean_x
+                self.mean_x += dx * part
+                self.m2_x += other.m2_x + dx * dx * weight
+                if mean - mean != 0.0:  # as Moments.merge
+                    mean = self.mean * (na / n) + other.mean * part
+                    self.m2 = self.cxy = inf
+                else:
+                    self.m2 += other.m2 + d * d * weight
+                    self.cxy += other.cxy + dx * d * weight
+                self.mean = mean
+            else:
+                self.mean, self.m2, self.mean_x, self.m2_x, self.cxy = (
+                    other.mean,
+                    other.m2,
+                    other.mean_x + shift_hours,
+                    other.m2_x,
+                    other.cxy,
+                )
+            if other.min < self.min:
+                self.min = other.min
+            if other.max > self.max:
+                self.max = other.max
             self.sketch.merge(other.sketch)
         if other.non_finite is not None:
             if self.non_finite is None:

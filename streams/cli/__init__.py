@@ -16,9 +16,10 @@ def main() -> int:
     try:
         from .app import run
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] not in ("rich", "cyclopts"):
+        package = (missing.name or "").partition(".")[0]
+        if package not in ("rich", "cyclopts"):
             raise
-        print(f"pulsefold: the command line needs {missing.name}; install with: pip install 'pulsefold[cli]'", file=sys.stderr)
+        print(f"pulsefold: the command line needs {package}; install with: pip install 'pulsefold[cli]'", file=sys.stderr)
         return 2
     try:
         return run(sys.argv[1:])

@@ -168,9 +168,14 @@ def read_dead_letters(found: Settings) -> list[dict[str, Any]]:
                         raise KafkaException(error)
                     low = (message.offset() or 0) + 1
                     bar.advance(task)
-                    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in message.headers() or []}
+                    headers = {name: text_of(value) for name, value in message.headers() or []}
                     raw = message.value() or b""
                     rows.append({**headers, "bytes": len(raw), "value": raw[:200].decode("utf-8", "replace")})
     finally:
         consumer.close()
     return sorted(rows, key=lambda row: str(row.get("time", "")))
+
+
+def text_of(value: str | bytes | None) -> str:
+    """A header's value as text."""
+    return value if isinstance(value, str) else (value or b"").decode("utf-8", "replace")

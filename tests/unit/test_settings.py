@@ -120,6 +120,7 @@ def test_off_and_numbers_in_the_file_suit_settings_that_are_text(tmp_path: Path)
         ({"PULSEFOLD_PARTITIONS": "0"}, "partitions", ">= 1"),
         ({"PULSEFOLD_PARTITIONS": "2.5"}, "partitions", "int"),
         ({"PULSEFOLD_DEDUPE_WINDOW": "100"}, "dedupe_window", "multiple of 64"),
+        ({"PULSEFOLD_TOKENS": '{"secret": 1}'}, "tokens", "object"),
         ({"PULSEFOLD_APP_ID": "a b"}, "app_id", "matching regex"),
         ({"PULSEFOLD_OUTPUTS": "maybe"}, "outputs", "expected on or off"),
         ({"PULSEFOLD_ROLES": "serve"}, "roles", "expected all"),
@@ -139,6 +140,7 @@ def test_a_wrong_value_is_refused_with_its_name_what_was_expected_and_where_it_c
     assert refused.value.setting == names
     assert expected in str(refused.value)
     assert next(iter(environment)) in str(refused.value)
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
