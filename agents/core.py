@@ -201,9 +201,9 @@ class Core:
 
     def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
         """Everything of the partition that is to be written now; None where there is nothing, or a flush is under way."""
-        if not shard.ready or shard.flushing is not None or not shard.dirty():
-            return None
         partition = shard.partition
+        if not shard.ready or not partition.whole or shard.flushing is not None or not shard.dirty():
+            return None
         outputs, partition.outputs = partition.outputs, []
         rows, marks = [], []
         for key, value, row, index in partition.drain():

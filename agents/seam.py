@@ -101,6 +101,10 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
             raise ConsumerStoppedError()
         wanted = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in active_partitions]
         before = positions(consumer, wanted)
+        for fetched in fetcher._records.values():
+            batches = getattr(fetched, "_partition_records", None)
+            if batches is not None:
+                batches._consumer_record = as_it_is
         with fetcher._subscriptions.fetch_context():
             got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
         after = positions(consumer, wanted)
@@ -116,6 +120,11 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
         consumer = self._ensure_consumer()
         found = await self.call_thread(consumer.committed, aiokafka.TopicPartition(tp.topic, tp.partition))
         return None if found is None or found < 0 else int(found)
+
+
+def as_it_is(tp: Any, record: Any) -> Any:
+    """aiokafka's own record of a batch, without the copy that it makes of each: a third of what fetching costs."""
+    return record
 
 
 def positions(consumer: Any, tps: Iterable[Any]) -> dict[Any, int]:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 import msgspec
 from xxhash import xxh3_128_digest
 
-from streams.events import MetricRecorded
-
 from .rows import Row, Table
 
 if TYPE_CHECKING:
@@ -25,8 +23,11 @@ if TYPE_CHECKING:
     from .partition import Partition, Record
 
 SEGMENT = 64
-_SHIFT = 6
+SHIFT = 6
+LAST = SEGMENT - 1
+PLACES = [bytes([place]) for place in range(SEGMENT)]
 _WIDTH = 17
+digest_of = xxh3_128_digest
 
 
 class Segment(msgspec.Struct, array_like=True):
@@ -60,6 +61,7 @@ class Window:
         """Build the look-up table from the rows."""
         self.seen = {}
         self.done = -1
+        self._row = None
         self._number = -1
         rows = self.partition.space(IDS, "").values()
         for row in sorted(rows, key=lambda row: row.applied):
@@ -75,44 +77,32 @@ class Window:
         self._row = None
         self._number = -1
 
-    def repeated(self, event: Event, record: Record, offset: int) -> bool:
-        """Whether the event occurred in the window before; notes this occurrence."""
-        name = event.tenant + "\0" + event.id
-        if record.headers:
-            for header, value in record.headers:
-                if header == "redriven":
-                    name = "redriven\0" + value.decode("utf-8", "replace")
-        digest = xxh3_128_digest(name.encode(), self.seed)
-        number = offset >> _SHIFT
-        if number != self._number:
-            self._enter(number)
-        ids = self._ids
-        found = self.seen.get(digest)
-        again = found is not None and (found > number - self.segments or self._within(found, digest, offset))
-        self.seen[digest] = number
-        ids.append(offset & 63)
-        ids += digest
-        row = self._row
-        row.applied = offset  # type: ignore[union-attr]  # set by _enter
-        self.partition.dirty[IDS.index].add(row)  # type: ignore[arg-type]  # set by _enter
-        data = event.data
-        if data.__class__ is MetricRecorded and not again:
-            metric = data.metric_id or event.id
-            digest = xxh3_128_digest(f"metric\0{event.tenant}\0{metric}".encode(), self.seed)
-            found = self.seen.get(digest)
-            again = found is not None and (found > number - self.segments or self._within(found, digest, offset))
-            self.seen[digest] = number
-            ids.append(offset & 63)
-            ids += digest
-        return again
+    def holds(self, found: int, digest: bytes, offset: int) -> bool:
+        """Whether an id last seen in segment `found` is still in the window of this offset."""
+        return found > (offset >> SHIFT) - self.segments or self._within(found, digest, offset)
 
-    def pass_over(self, offset: int) -> None:
-        """The record at this offset has no id; note that it was absorbed."""
-        number = offset >> _SHIFT
-        if number != self._number:
-            self._enter(number)
-        self._row.applied = offset  # type: ignore[union-attr]  # set by _enter
-        self.partition.dirty[IDS.index].add(self._row)  # type: ignore[arg-type]  # set by _enter
+    def metric_repeated(self, event: Event, offset: int) -> bool:
+        """A metric is also known by its metric_id; notes this occurrence."""
+        digest = digest_of(f"metric\0{event.tenant}\0{event.data.metric_id or event.id}", self.seed)
+        found = self.seen.get(digest)
+        self.seen[digest] = offset >> SHIFT
+        self._ids += PLACES[offset & LAST] + digest
+        return found is not None and self.holds(found, digest, offset)
+
+    def enter(self, offset: int, last: int) -> bytearray:
+        """Open the segment of an offset for the ids of its records; `last` is the offset absorbed before it."""
+        if self._row is not None:
+            self.settle(last)
+        if offset >> SHIFT != self._number or self._row is None:
+            self._enter(offset >> SHIFT)
+        return self._ids
+
+    def settle(self, offset: int) -> None:
+        """Every record up to this offset is absorbed."""
+        row = self._row
+        if row is not None and offset > row.applied:
+            row.applied = offset
+            self.partition.dirty[IDS.index].add(row)
 
     def _within(self, found: int, digest: bytes, offset: int) -> bool:
         """Exact answer for the segment that the window's edge cuts."""
@@ -128,7 +118,7 @@ class Window:
         last = -1
         for at in range(0, len(ids), _WIDTH):
             if ids[at + 1 : at + _WIDTH] == digest:
-                last = (found << _SHIFT) + ids[at]
+                last = (found << SHIFT) + ids[at]
         return last >= offset - self.segments * SEGMENT
 
     def _enter(self, number: int) -> None:
@@ -163,6 +153,14 @@ class Window:
                 del seen[digest]
 
 
+def redriven(record: Record) -> str | None:
+    """What a redriven dead letter is known by instead of its id (contract §2); None for any other record."""
+    for name, value in record.headers:
+        if name == "redriven":
+            return "redriven\0" + value.decode("utf-8", "replace")
+    return None
+
+
 def number_of(offset: int) -> int:
     """Segment of an offset."""
-    return offset >> _SHIFT
+    return offset >> SHIFT

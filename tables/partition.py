@@ -19,8 +19,9 @@ import msgspec
 
 from streams.codec import InvalidEvent, decode
 from streams.derive import dead_letter_headers
+from streams.events import MetricRecorded
 
-from .dedupe import IDS, Window
+from .dedupe import IDS, LAST, PLACES, SHIFT, Window, digest_of, redriven
 from .fold import Absorbed, Fold, Refused
 from .rows import Row, S, Table, wire_key
 
@@ -91,6 +92,11 @@ def _applied(row: Row) -> int:
     return row.applied
 
 
+def _no_table(event: Event, p: Partition) -> None:
+    p.skip("no_table")
+
+
+NO_TABLE = (_no_table,)
 COUNTERS = Table("counters", Counters, rank=0)
 WATERMARK = Table("watermark", Watermark, rank=90)
 
@@ -113,10 +119,10 @@ class Schema:
             table.index = index
             self.by_wire[table.wire] = table
         self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
-        self.handlers: dict[type[msgspec.Struct], list[Callable[[Event, Partition], None]]] = {}
+        self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {}
         for fold in folds:
             for data, handler in fold.handlers.items():
-                self.handlers.setdefault(data, []).append(handler)
+                self.handlers[data] = (*self.handlers.get(data, ()), handler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,7 @@ class Partition:
         next: the offset expected next.
         outputs: records to publish, in order.
         dirty: changed rows, a set a table.
+        whole: False while records are being absorbed, and for good after a fold raised.
     """
 
     def __init__(
@@ -175,6 +182,7 @@ class Partition:
         self.time_us = 0
         self.next = 0
         self.window = Window(self)
+        self.whole = True
         self._counting = True
 
     # ---- rows
@@ -278,82 +286,111 @@ class Partition:
     def absorb(self, records: Iterable[Record]) -> int:
         """Fold records in offset order; returns how many were new to this partition.
 
-        Records at or below the last fully absorbed offset are passed over.
+        Records at or below the last fully absorbed offset are passed over. Where a fold raises, which is a bug, the
+        partition is not `whole` any more and must not be written.
         """
         handlers = self.schema.handlers
         window = self.window
+        seen, seed = window.seen, window.seed
         counters = self.counters()
         counters_row = self.spaces[COUNTERS.index][""][()]
         counted = counters_row.applied
-        types = counters.types
-        watermarks = self.spaces[WATERMARK.index]
-        dirty_watermarks = self.dirty[WATERMARK.index]
+        dirty_marks = self.dirty[WATERMARK.index]
         horizon_us = self.bounds.max_future_us
-        done = max(window.done, self.next - 1)
-        new = 0
-        offset = self.offset
+        done = offset = max(window.done, self.next - 1)
+        counting = self._counting = False
+        new = run = 0
+        run_of: type[msgspec.Struct] | None = None
+        number = -1
+        mark_of: str | None = None
+        self.whole = False
         for record in records:
-            offset = record.offset
+            last, offset = offset, record.offset
             if offset <= done:
+                offset = last
                 continue
             self.offset = offset
             new += 1
-            self._counting = counting = offset > counted
-            raw = record.value
+            if not counting and offset > counted:
+                counting = self._counting = True
+            if offset >> SHIFT != number:
+                ids = window.enter(offset, last)
+                number = offset >> SHIFT
             try:
-                event = decode(raw)
+                event = decode(record.value)
             except InvalidEvent as bad:
                 self._dead_letter(record, bad.reason, bad.error)
-                window.pass_over(offset)
                 continue
             moment = event.time
             kafka_us = record.timestamp * 1000
-            time_us = kafka_us if moment is None else int(moment.timestamp() * 1e6 + 0.5)
-            self.time_us = time_us
+            time_us = self.time_us = kafka_us if moment is None else int(moment.timestamp() * 1e6 + 0.5)
+            tenant = event.tenant
+            # the dedupe window, written out: see `Window`
+            digest = digest_of(tenant + "\0" + event.id if not record.headers else redriven(record) or tenant + "\0" + event.id, seed)
+            ids += PLACES[offset & LAST] + digest
+            known = len(seen)
+            found = seen.setdefault(digest, number)
+            if len(seen) == known:
+                seen[digest] = number
+                if window.holds(found, digest, offset):
+                    if counting:
+                        counters.duplicate += 1
+                    continue
             data = event.data
             cls = data.__class__
-            tenant = event.tenant
-            if window.repeated(event, record, offset):
+            if cls is MetricRecorded and window.metric_repeated(event, offset):
                 if counting:
                     counters.duplicate += 1
                 continue
             if time_us > kafka_us + horizon_us:
                 self._dead_letter(record, "time_in_future", "time: more than max_future after the record's Kafka timestamp")
                 continue
-            folds = handlers.get(cls)
+            if cls is not run_of:
+                if run and run_of is not None:
+                    self._folded(run_of, run)
+                run_of, run = cls, 0
             try:
-                if folds is None:
-                    self.skip("no_table")
-                else:
-                    for handler in folds:
-                        try:  # noqa: SIM105 - a context manager would cost more than the fold
-                            handler(event, self)
-                        except Absorbed:
-                            pass
+                for handler in handlers.get(cls, NO_TABLE):
+                    try:  # noqa: SIM105 - a context manager would cost more than the fold
+                        handler(event, self)
+                    except Absorbed:
+                        pass
             except Refused as refusal:
                 # It still moves the watermark, which must not depend on what the folds made of the record.
                 self._dead_letter(record, refusal.reason, refusal.error)
             else:
                 if counting:
-                    counters.folded += 1
-                    name = cls.TYPE
-                    types[name] = types.get(name, 0) + 1
-            space = watermarks.get(tenant)
-            row = space.get(()) if space is not None else None
-            if row is None:
-                row = self.space(WATERMARK, tenant)[()] = Row(tenant, (), -1, -1, Watermark())
-            if offset > row.applied:
-                state = WATERMARK.load(row)
-                if time_us > state.time_us:
-                    state.time_us = time_us
-                    row.applied = offset
-                    dirty_watermarks.add(row)
+                    run += 1
+            if tenant != mark_of:
+                mark_row, mark = self._mark(tenant)
+                mark_of = tenant
+            if time_us > mark.time_us and offset > mark_row.applied:
+                mark.time_us = time_us
+                mark_row.applied = offset
+                dirty_marks.add(mark_row)
+        self.whole = True
         if new:
+            window.settle(offset)
+            if run and run_of is not None:
+                self._folded(run_of, run)
             self.next = offset + 1
             if offset > counted:
                 counters_row.applied = offset
                 self.dirty[COUNTERS.index].add(counters_row)
         return new
+
+    def _folded(self, cls: type[msgspec.Struct], n: int) -> None:
+        counters = self.counters()
+        counters.folded += n
+        name: str = cls.TYPE  # type: ignore[attr-defined]  # every event's data has one
+        counters.types[name] = counters.types.get(name, 0) + n
+
+    def _mark(self, tenant: str) -> tuple[Row, Watermark]:
+        space = self.space(WATERMARK, tenant)
+        row = space.get(())
+        if row is None:
+            row = space[()] = Row(tenant, (), -1, -1, Watermark())
+        return row, WATERMARK.load(row)
 
     def _dead_letter(self, record: Record, reason: str, error: str) -> None:
         if not self._counting:

@@ -7,7 +7,9 @@ import inspect
 import aiokafka
 import faust
 import pytest
+from aiokafka.consumer import fetcher
 from aiokafka.consumer.subscription_state import TopicPartitionState
+from aiokafka.record.default_records import DefaultRecord
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport import consumer as base
@@ -42,3 +44,6 @@ def test_the_private_parts_we_lean_on_are_there() -> None:
     assert {"has_valid_position", "position"} <= set(dir(TopicPartitionState))
     assert "aliases" in dir(drivers.TRANSPORTS)
     assert {"beginning_offsets", "end_offsets", "position", "getmany"} <= set(dir(aiokafka.AIOKafkaConsumer))
+    assert list(inspect.signature(fetcher.PartitionRecords._consumer_record).parameters) == ["self", "tp", "record"]
+    assert {"offset", "timestamp", "key", "value", "headers"} <= set(dir(DefaultRecord))
+    assert "_partition_records" in inspect.getsource(fetcher.FetchResult.__init__) and "_records" in inspect.getsource(fetcher.Fetcher.__init__)
