@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from streams.derive import time_text
 from tables.fold import View
 from tables.partition import COUNTERS, Counters
 
@@ -75,7 +76,11 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
         sample = rows[:: max(1, len(rows) // 200)]
         size = sum(len(table.dump(row)) for row in sample)
         tables.append({"name": table.wire, "keys": len(rows), "bytes": round(size * len(rows) / len(sample)) if sample else 0})
+    since = {"since": time_text(int(engine.started_at * 1e6))}
+    served = [shard.partition for shard in shards]
+    figures = {name: {**mine, **since} for fold in engine.schema.folds for name, mine in fold.figures(served).items()}
     return {
+        **figures,
         "app_id": engine.config.app_id,
         "ready": engine.ready,
         "uptime_s": round(time.time() - engine.started_at, 3),

@@ -70,6 +70,14 @@ class Fold:
     rules: Sequence[MergedRule] = ()
     topics: tuple[str, ...] = ()
 
+    def figures(self, partitions: Iterable[Partition]) -> Mapping[str, Mapping[str, int]]:
+        """What this process did since it started, for ``/status``: name -> figures. No fold reads it, and a restart begins anew.
+
+        Args:
+            partitions: all that this process serves.
+        """
+        return {}
+
 
 class NotFound(LookupError):
     """Asked for something nobody recorded: 404, with `members` in its body."""

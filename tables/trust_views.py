@@ -1,0 +1,304 @@
+"""Trust: what is answered of the rows, with its uncertainty.
+
+The rule this file keeps: an answer is of one moment, `at`, which is never before what was absorbed unless somebody asks for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from heapq import nsmallest
+from math import fsum
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from streams.keys import encode_key
+
+from . import beta
+from .fold import BadParameter, NotFound, Reader, View, names, page
+from .times import SECOND_US, rfc3339, rfc3339_or_none, to_us
+from .trust_state import LONG_AGO, TOPIC, Key, TrustState, Z
+
+if TYPE_CHECKING:
+    from .trust import Trust
+
+MOST_IDS = 1_000
+FORMAT = "pulsefold.trust.v1"
+"""Of the exported file; whoever changes what a field means changes the number."""
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+Kind = Annotated[str, msgspec.Meta(pattern="^[a-z_]{1,32}$")]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+
+
+class KeyParams(msgspec.Struct, frozen=True):
+    """``/trust/{kind}/{id}``"""
+
+    kind: Kind
+    id: str
+    z: Z | None = None
+    at: Moment | None = None
+
+
+class ListParams(msgspec.Struct, frozen=True):
+    """``/trust``: `ids` are comma-separated, `id` is repeated and taken as it is."""
+
+    kind: Kind | None = None
+    ids: list[str] | None = None
+    id: list[str] | None = None
+    z: Z | None = None
+    at: Moment | None = None
+    sort: Literal["trust", "effective_n", "last_update", "id"] = "id"
+    order: Literal["asc", "desc"] = "asc"
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class HistoryParams(msgspec.Struct, frozen=True):
+    """``/trust/{kind}/{id}/history``"""
+
+    kind: Kind
+    id: str
+    limit: Limit = 100
+
+
+class ReportParams(msgspec.Struct, frozen=True):
+    """``/trust/report``: `limit` is per list."""
+
+    kind: Kind | None = None
+    min_sample: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    at: Moment | None = None
+    limit: Limit = 100
+
+
+class ExportParams(msgspec.Struct, frozen=True):
+    """``/trust/export``"""
+
+    kind: Kind | None = None
+
+
+class Figures(msgspec.Struct, frozen=True, gc=False):
+    """What the report looks at of one key."""
+
+    key: Key
+    state: TrustState
+    trust: float
+    strength: float
+    seconds: float | None
+
+
+def trust_views(fold: Trust) -> list[View]:
+    """The views of a fold's rows."""
+    views = TrustViews(fold)
+    topics = (TOPIC,)
+    return [
+        View("/trust/report", ReportParams, views.report, topics, "What is trusted and what is not, what is well known and what is stale."),
+        View("/trust/export", ExportParams, views.export, topics, "Every key as one file, which `pulsefold import trust` takes."),
+        View("/trust/{kind}/{id}/history", HistoryParams, views.history, topics, "Trust after each of the last events, oldest first."),
+        View("/trust/{kind}/{id}", KeyParams, views.one, topics, "How far one variable, rule, model, agent or judge can be relied on."),
+        View("/trust", ListParams, views.many, topics, "Many keys at once: those asked for, or a sorted list."),
+    ]
+
+
+class TrustViews:
+    """Answers from a fold's rows over all partitions."""
+
+    def __init__(self, fold: Trust) -> None:
+        self.fold = fold
+
+    # ---- reading
+
+    def state(self, reader: Reader, kind: str, id: str) -> TrustState | None:
+        """A key's state over all partitions; None if it is unknown."""
+        return self.fold.rule(kind).merge(reader.rows(self.fold.rows, (kind, id)))
+
+    def every(self, reader: Reader, kind: str | None) -> list[tuple[Key, TrustState]]:
+        """All known keys, of one kind or of all, by name."""
+        found = []
+        for key, states in reader.scan(self.fold.rows):
+            if kind is None or key[0] == kind:
+                state = self.fold.rule(key[0]).merge(states)
+                if state is not None:
+                    found.append((key, state))
+        found.sort(key=itemgetter(0))
+        return found
+
+    def points(self, reader: Reader, key: Key) -> list[tuple[int, float]]:
+        """The history kept of a key, (event time, trust), oldest first in log order."""
+        rule = self.fold.rule(key[0])
+        placed = [(number, state) for number, state in reader.placed(self.fold.rows, key) if state.known]
+        return self.fold.history.points(reader, key, placed, rule.slots, rule.history)
+
+    def render(self, kind: str, id: str, state: TrustState | None, at_us: int, z: float | None = None) -> dict[str, Any]:
+        """Everything about a key at a moment; `state` None = a key without evidence."""
+        rule = self.fold.rule(kind)
+        z = rule.z if z is None else z
+        alpha, beta_ = (rule.a0, rule.b0) if state is None else rule.counts(state, at_us)
+        effective_n = alpha + beta_ - rule.a0 - rule.b0
+        last_update = None if state is None else state.last_update
+        return {
+            "kind": kind,
+            "id": id,
+            "known": state is not None,
+            "alpha": alpha,
+            "beta": beta_,
+            "trust": alpha / (alpha + beta_),
+            "wald": beta.wald(alpha, beta_, z),
+            "beta_interval": beta.interval(alpha, beta_, z),
+            "z": z,
+            "level": beta.level(z),
+            "effective_n": effective_n,
+            "sample_size": beta.sample_size(effective_n),
+            "strength": beta.strength(effective_n, rule.k, rule.mid),
+            "observations": 0 if state is None else state.n_events,
+            "decays": 0 if state is None else state.decays,
+            "last_update": rfc3339_or_none(last_update),
+            "seconds_since_update": seconds_since(last_update, at_us),
+            "half_life_s": rule.half_life_s,
+            "at": rfc3339(at_us),
+        }
+
+    # ---- answering
+
+    def one(self, reader: Reader, params: KeyParams) -> dict[str, Any]:
+        """``/trust/{kind}/{id}``"""
+        state = self.state(reader, params.kind, params.id)
+        answer = self.render(params.kind, params.id, state, moment_of(reader, params.at), params.z)
+        answer["as_of"] = rfc3339_or_none(reader.as_of())
+        if state is None:
+            raise NotFound(f"nothing is known of {params.kind} {params.id}", prior=answer)
+        return answer
+
+    def many(self, reader: Reader, params: ListParams) -> dict[str, Any]:
+        """``/trust``"""
+        if params.ids is None and params.id is None:
+            return self.listed(reader, params)
+        asked = list(dict.fromkeys([*names(params.ids or ()), *(params.id or ())]))
+        kind = params.kind
+        if kind is None:
+            raise BadParameter("kind", "ids are of one kind: name it")
+        if len(asked) > MOST_IDS:
+            raise BadParameter("ids", f"{len(asked)} ids, at most {MOST_IDS}")
+        states = [self.state(reader, kind, id) for id in asked]
+        reader.rows(self.fold.rows, (kind, ""))  # no id asked: the topic is named all the same
+        at_us, as_of = moment_of(reader, params.at), rfc3339_or_none(reader.as_of())
+        return {id: {**self.render(kind, id, state, at_us, params.z), "as_of": as_of} for id, state in zip(asked, states, strict=True)}
+
+    def listed(self, reader: Reader, params: ListParams) -> dict[str, Any]:
+        """``/trust`` without ids."""
+        known = self.every(reader, params.kind)
+        at_us, as_of = moment_of(reader, params.at), rfc3339_or_none(reader.as_of())
+
+        def size(item: tuple[Key, TrustState]) -> float:
+            key, state = item
+            rule = self.fold.rule(key[0])
+            if params.sort == "last_update":
+                return LONG_AGO if state.last_update is None else state.last_update
+            alpha, beta_ = rule.counts(state, at_us)
+            return alpha / (alpha + beta_) if params.sort == "trust" else alpha + beta_ - rule.a0 - rule.b0
+
+        if params.sort == "id":
+            known.sort(key=lambda item: (item[0][1], item[0][0]), reverse=params.order == "desc")
+        else:
+            known.sort(key=size, reverse=params.order == "desc")  # stable: ties by name
+        shown, cursor = page(known, params.limit, params.cursor, lambda item: name_of(item[0]))
+        entries = [{**self.render(key[0], key[1], state, at_us, params.z), "as_of": as_of} for key, state in shown]
+        return {"entries": entries, "cursor": cursor, "as_of": as_of}
+
+    def history(self, reader: Reader, params: HistoryParams) -> dict[str, Any]:
+        """``/trust/{kind}/{id}/history``"""
+        if self.state(reader, params.kind, params.id) is None:
+            raise NotFound(f"nothing is known of {params.kind} {params.id}")
+        points = self.points(reader, (params.kind, params.id))[-params.limit :]
+        return {"points": [{"time": rfc3339(t), "trust": trust} for t, trust in points], "as_of": rfc3339_or_none(reader.as_of())}
+
+    def report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
+        """``/trust/report``: the lists and averages of all keys; every limit is strict."""
+        known = self.every(reader, params.kind)
+        at_us = moment_of(reader, params.at)
+        enough: list[Figures] = []
+        scarce: list[Figures] = []
+        trusts, strengths = [], []
+        for key, state in known:
+            rule = self.fold.rule(key[0])
+            alpha, beta_ = rule.counts(state, at_us)
+            effective_n = alpha + beta_ - rule.a0 - rule.b0
+            trust, strength = alpha / (alpha + beta_), beta.strength(effective_n, rule.k, rule.mid)
+            trusts.append(trust)
+            strengths.append(strength)
+            least = rule.min_sample if params.min_sample is None else params.min_sample
+            (enough if effective_n >= least else scarce).append(Figures(key, state, trust, strength, seconds_since(state.last_update, at_us)))
+
+        def entry(one: Figures) -> dict[str, Any]:
+            full = self.render(one.key[0], one.key[1], one.state, at_us)
+            wanted = ("kind", "id", "trust", "strength", "wald", "beta_interval", "sample_size", "seconds_since_update")
+            return {name: full[name] for name in wanted}
+
+        def first(items: Iterable[Figures], size: Any) -> list[dict[str, Any]]:
+            return [entry(one) for one in nsmallest(params.limit, items, key=lambda one: (size(one), one.key))]
+
+        n = len(known)
+        updated = [(one.seconds, one) for one in enough if one.seconds is not None]
+        return {
+            "high_trust": first((one for one in enough if one.trust > 0.8), lambda one: -one.trust),
+            "low_trust": first((one for one in enough if one.trust < 0.2), lambda one: one.trust),
+            "high_confidence": first((one for one in enough if one.strength > 0.8), lambda one: -one.strength),
+            "low_confidence": first(scarce, lambda one: one.strength),
+            "recently_updated": first((one for seconds, one in updated if seconds < 3600), lambda one: one.seconds),
+            "stale": first((one for seconds, one in updated if seconds > 86_400), lambda one: -one.seconds),
+            "summary": {
+                "total_entities": n,
+                "active_entities": len(enough),
+                "avg_trust": fsum(trusts) / n if n else None,
+                "avg_confidence": fsum(strengths) / n if n else None,
+            },
+            "as_of": rfc3339_or_none(reader.as_of()),
+        }
+
+    def export(self, reader: Reader, params: ExportParams) -> dict[str, Any]:
+        """``/trust/export``: all keys as they are at `as_of`, so that nothing new gives the same file again.
+
+        Times are unix seconds. A key that was never observed has no last update, one without history no timestamps.
+        """
+        known = self.every(reader, params.kind)
+        as_of = reader.as_of()
+        moment = reader.now_us if as_of is None else as_of
+        stats: dict[str, list[float]] = {}
+        last_update: dict[str, float] = {}
+        timestamps: dict[str, dict[str, list[float]]] = {}
+        for key, state in known:
+            name = name_of(key)
+            stats[name] = list(self.fold.rule(key[0]).counts(state, moment))
+            if state.last_update is not None:
+                last_update[name] = state.last_update / SECOND_US
+            points = self.points(reader, key)
+            if points:
+                timestamps[name] = {"times": [t / SECOND_US for t, _ in points], "values": [trust for _, trust in points]}
+        return {
+            "format": FORMAT,
+            "export_time": moment / SECOND_US,
+            "stats": stats,
+            "last_update": last_update,
+            "timestamps": timestamps,
+            "as_of": rfc3339_or_none(as_of),
+        }
+
+
+def seconds_since(last_update: int | None, at_us: int) -> float | None:
+    """Seconds from the last update to a moment, never negative; None before the first."""
+    return None if last_update is None else max(0, at_us - last_update) / SECOND_US
+
+
+def moment_of(reader: Reader, at: datetime | None) -> int:
+    """The moment an answer is for: as asked, else the server's clock, which is never before what was absorbed."""
+    if at is not None:
+        return to_us(at)
+    as_of = reader.as_of()
+    return reader.now_us if as_of is None else max(reader.now_us, as_of)
+
+
+def name_of(key: Key) -> str:
+    """Name of a key in cursors, alerts and files: ``kind|id``, parts encoded as in record keys."""
+    return encode_key(*key).decode()
