@@ -195,7 +195,7 @@ def worker(bootstrap: str, prefix: str, total: int, port: int) -> dict[str, floa
     begun, first = 0.0, 0
     try:
         while True:
-            time.sleep(0.02)
+            time.sleep(0.1)
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
                     text = response.read().decode()

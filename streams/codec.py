@@ -7,7 +7,7 @@ that names the field; never anything else.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC
 from decimal import Decimal
 from typing import Any
@@ -103,6 +103,31 @@ def decode(raw: bytes | None) -> Event:
     if event.derivedfrom is not None and not 1 <= len(event.derivedfrom) <= 256:
         raise _bad("derivedfrom", "expected 1 to 256 characters")
     return event
+
+
+def decode_all(raws: Sequence[bytes | None]) -> list[Event] | None:
+    """The events of many values, where every one of them is plainly valid; else None: decode them one by one.
+
+    What `decode` looks at one by one is looked at for all at once, which halves the cost.
+    """
+    try:
+        events: list[Event] = list(map(_decode, raws))  # type: ignore[arg-type]  # None is a TypeError, as meant
+        if max(map(len, raws), default=0) > MAX_BYTES:  # type: ignore[arg-type]  # all are bytes here
+            return None
+        if not {event.tenant for event in events} <= _known_tenants or not "".join([event.id for event in events]).isprintable():
+            return None
+        if any([event.derivedfrom is not None for event in events]):
+            return None
+        if any([moment is not None and not 1970 <= moment.year < 9999 for moment in [event.time for event in events]]):
+            return None
+        data = [event.data for event in events]
+        if {one.__class__ for one in data} == {TrustObserved}:
+            return events if {one.kind for one in data} <= _known_kinds and "".join([one.id for one in data]).isprintable() else None
+        for one in data:
+            _CHECKS.get(one.__class__, _names)(one)
+    except (msgspec.MsgspecError, InvalidEvent, ValueError, TypeError, RecursionError, ArithmeticError):
+        return None
+    return events
 
 
 def encode(event: Event) -> bytes:

@@ -1,8 +1,12 @@
 """The dedupe window: an id is a duplicate iff it occurred within the last W offsets of the same partition.
 
 A pure function of the log, kept as rows: a segment of 64 offsets holds 17 bytes an id (place in the segment, 16-byte
-digest). The segments are rows like any other, so every worker has them warm and a failover reads nothing again. Only an
-owner builds the look-up table, a dictionary from digest to segment number.
+digest; the highest bit of the place tells a metric_id). The segments are rows like any other, so every worker has them warm
+and a failover reads nothing again.
+
+Only an owner builds the look-up table: hash chains as in LZ77, kept in flat arrays and asked for a slice of records at once.
+Nothing is ever removed from it: what lies behind the window is passed over, and its place is overwritten. It takes about 28
+bytes an id; a dictionary of digests takes 130.
 
 The digest is XXH3-128 with a seed made of the source topic's identity, so that ids which collide cannot be prepared by
 somebody who only sees the HTTP interface; tenant and id both enter it.
@@ -10,24 +14,31 @@ somebody who only sees the HTTP interface; tenant and id both enter it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from .rows import Row, Table
 
 if TYPE_CHECKING:
-    from streams.events import Event
-
     from .partition import Partition, Record
 
 SEGMENT = 64
 SHIFT = 6
 LAST = SEGMENT - 1
-PLACES = [bytes([place]) for place in range(SEGMENT)]
-_WIDTH = 17
+SLICE = 4096
+"""Records that are looked up at once, at most."""
+METRIC = 0x80
+WIDTH = 17
 digest_of = xxh3_128_digest
+
+Offsets = NDArray[np.int64]
+Digests = NDArray[np.uint64]
+"""A row of two numbers an id."""
 
 
 class Segment(msgspec.Struct, array_like=True):
@@ -40,117 +51,174 @@ class Segment(msgspec.Struct, array_like=True):
 IDS = Table("ids", Segment, rank=99)
 
 
+class Chains:
+    """Where the ids of the last W offsets occurred: hash chains over a ring of offsets.
+
+    Args:
+        window: W, in offsets.
+
+    Attributes:
+        heads: newest offset of each hash slot.
+        before: by offset modulo the ring's size, the offset before it in the same slot.
+        digests: of the ids, likewise. The ring is a slice longer than the window, so a slice overwrites nothing that one of
+            its records may look for.
+    """
+
+    __slots__ = ("before", "digests", "heads", "mask", "ring", "window")
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.ring = window + SLICE
+        slots = 1 << (2 * window - 1).bit_length()
+        self.mask = np.uint64(slots - 1)
+        self.heads: Offsets = np.zeros(slots, np.int64)  # offset + 1; pages that nobody touches take no memory
+        self.before: Offsets = np.zeros(self.ring, np.int64)
+        self.digests: Digests = np.zeros((self.ring, 2), np.uint64)
+
+    def note(self, offsets: Offsets, digests: Digests) -> list[int]:
+        """Enter ids; returns the indices of those that occurred within the window before.
+
+        Args:
+            offsets: rising, above all entered before, at most `SLICE` of them.
+            digests: one an offset.
+        """
+        slots = (digests[:, 0] & self.mask).astype(np.intp)
+        marks = offsets + 1
+        previous = self.heads[slots]
+        if len(offsets) > 1:
+            order = np.argsort(slots, kind="stable")
+            sorted_slots = slots[order]
+            same = np.flatnonzero(sorted_slots[1:] == sorted_slots[:-1])
+            if len(same):
+                previous[order[same + 1]] = marks[order[same]]
+        places = offsets % self.ring
+        self.before[places] = previous
+        self.digests[places] = digests
+        self.heads[slots] = marks
+        suspects = np.flatnonzero((previous >= marks - self.window) & (previous > 0))
+        return [int(index) for index in suspects if self._occurred(int(offsets[index]), int(previous[index]), digests[index])]
+
+    def _occurred(self, offset: int, mark: int, digest: Digests) -> bool:
+        floor = offset + 1 - self.window
+        first, second = digest
+        while mark >= floor and mark > 0:
+            place = (mark - 1) % self.ring
+            found = self.digests[place]
+            if found[0] == first and found[1] == second:
+                return True
+            mark = int(self.before[place])
+        return False
+
+
 class Window:
     """The look-up side of a partition's dedupe window.
 
     Attributes:
         done: offset up to which every row of the partition has absorbed everything.
+        ids: by event id; None while the partition is not owned.
+        metrics: by metric_id; None until there is a metric.
     """
 
     def __init__(self, partition: Partition) -> None:
         self.partition = partition
-        self.segments = partition.bounds.dedupe_window // SEGMENT
+        self.size = partition.bounds.dedupe_window
+        self.segments = self.size // SEGMENT
         self.seed = partition.identity * 0x9E3779B97F4A7C15 % 2**64
-        self.seen: dict[bytes, int] = {}
+        self.ids: Chains | None = None
+        self.metrics: Chains | None = None
         self.done = -1
-        self._number = -1
-        self._row: Row | None = None
-        self._ids = bytearray()
 
     def restore(self) -> None:
         """Build the look-up table from the rows."""
-        self.seen = {}
+        self.forget()
         self.done = -1
-        self._row = None
-        self._number = -1
-        rows = self.partition.space(IDS, "").values()
-        for row in sorted(rows, key=lambda row: row.applied):
-            segment = IDS.load(row)
+        segments = []
+        for row in self.partition.space(IDS, "").values():
+            segments.append(IDS.load(row))
             self.done = max(self.done, row.applied)
-            ids, number = segment.ids, segment.number
-            for at in range(1, len(ids), _WIDTH):
-                self.seen[bytes(ids[at : at + 16])] = number
+        if not segments:
+            return
+        segments.sort(key=lambda segment: segment.number)
+        entries = np.frombuffer(b"".join(segment.ids for segment in segments), np.uint8).reshape(-1, WIDTH)
+        first = np.repeat([segment.number << SHIFT for segment in segments], [len(segment.ids) // WIDTH for segment in segments])
+        offsets = first + (entries[:, 0] & LAST)
+        digests = np.ascontiguousarray(entries[:, 1:]).view(np.uint64)
+        of_metric = entries[:, 0] >= METRIC
+        for chosen, chains in ((~of_metric, self.of_ids), (of_metric, self.of_metrics)):
+            at, what = offsets[chosen], digests[chosen]
+            for begin in range(0, len(at), SLICE):
+                chains().note(at[begin : begin + SLICE], what[begin : begin + SLICE])
 
     def forget(self) -> None:
         """Give the look-up table's memory back; the rows stay."""
-        self.seen = {}
-        self._row = None
-        self._number = -1
+        self.ids = self.metrics = None
 
-    def holds(self, found: int, digest: bytes, offset: int) -> bool:
-        """Whether an id last seen in segment `found` is still in the window of this offset."""
-        return found > (offset >> SHIFT) - self.segments or self._within(found, digest, offset)
+    def of_ids(self) -> Chains:
+        """Chains of the event ids."""
+        if self.ids is None:
+            self.ids = Chains(self.size)
+        return self.ids
 
-    def metric_repeated(self, event: Event, offset: int) -> bool:
-        """A metric is also known by its metric_id; notes this occurrence."""
-        digest = digest_of(f"metric\0{event.tenant}\0{event.data.metric_id or event.id}", self.seed)
-        found = self.seen.get(digest)
-        self.seen[digest] = offset >> SHIFT
-        self._ids += PLACES[offset & LAST] + digest
-        return found is not None and self.holds(found, digest, offset)
+    def of_metrics(self) -> Chains:
+        """Chains of the metric_ids."""
+        if self.metrics is None:
+            self.metrics = Chains(self.size)
+        return self.metrics
 
-    def enter(self, offset: int, last: int) -> bytearray:
-        """Open the segment of an offset for the ids of its records; `last` is the offset absorbed before it."""
-        if self._row is not None:
-            self.settle(last)
-        if offset >> SHIFT != self._number or self._row is None:
-            self._enter(offset >> SHIFT)
-        return self._ids
+    def note(self, offsets: Sequence[int], names: Sequence[str], metrics: Sequence[tuple[int, str]], last: int) -> set[int]:
+        """Enter what a slice of records is known by, and write it into the segments.
 
-    def settle(self, offset: int) -> None:
-        """Every record up to this offset is absorbed."""
-        row = self._row
-        if row is not None and offset > row.applied:
-            row.applied = offset
-            self.partition.dirty[IDS.index].add(row)
+        Args:
+            offsets, names: of the records that are events: what each is known by, tenant included.
+            metrics: (offset, what the metric is known by) of those that are metrics.
+            last: offset of the slice's last record, event or not.
 
-    def _within(self, found: int, digest: bytes, offset: int) -> bool:
-        """Exact answer for the segment that the window's edge cuts."""
-        if found < number_of(offset) - self.segments:
-            return False
-        row = self.partition.space(IDS, "").get((str(found % (self.segments + 1)),))
-        if row is None:
-            return False
-        segment = IDS.load(row)
-        if segment.number != found:
-            return False
-        ids = segment.ids
-        last = -1
-        for at in range(0, len(ids), _WIDTH):
-            if ids[at + 1 : at + _WIDTH] == digest:
-                last = (found << SHIFT) + ids[at]
-        return last >= offset - self.segments * SEGMENT
+        Returns:
+            Offsets of the duplicates.
+        """
+        seed = self.seed
+        at, digests = np.array(offsets, np.int64), _digests([digest_of(name, seed) for name in names])
+        found = {offsets[index] for index in self.of_ids().note(at, digests)} if offsets else set()
+        places = (at & LAST).astype(np.uint8)
+        if metrics:
+            metric_at = np.array([offset for offset, _ in metrics], np.int64)
+            metric_digests = _digests([digest_of(name, seed) for _, name in metrics])
+            found.update(int(metric_at[index]) for index in self.of_metrics().note(metric_at, metric_digests))
+            order = np.argsort(np.concatenate((at, metric_at)), kind="stable")
+            at = np.concatenate((at, metric_at))[order]
+            digests = np.concatenate((digests, metric_digests))[order]
+            places = np.concatenate((places, (metric_at & LAST).astype(np.uint8) | METRIC))[order]
+        entries = np.empty((len(at), WIDTH), np.uint8)
+        entries[:, 0] = places
+        entries[:, 1:] = digests.view(np.uint8)
+        bounds: list[int] = (np.flatnonzero(np.diff(at >> SHIFT)) + 1).tolist() if len(at) else []
+        begin = 0
+        for end in [*bounds, len(at)]:
+            if end > begin:
+                self._write(int(at[begin]) >> SHIFT, int(at[end - 1]), entries[begin:end].tobytes())
+            begin = end
+        self._write(last >> SHIFT, last, b"")
+        return found
 
-    def _enter(self, number: int) -> None:
-        """Open the segment of an offset; its slot's former ids leave the window."""
+    def _write(self, number: int, offset: int, entries: bytes) -> None:
+        """Add entries to a segment, which has absorbed everything up to the offset; its slot's former ids have left the window."""
         space = self.partition.space(IDS, "")
-        slots = self.segments + 1
-        key = (str(number % slots),)
+        key = (str(number % (self.segments + 1)),)
         row = space.get(key)
         if row is None:
             row = space[key] = Row("", key, -1, -1, Segment(number))
         segment = IDS.load(row)
         if segment.number != number:
-            self._drop(segment)
             segment.number = number
             segment.ids = bytearray()
-        self._row = row
-        self._ids = segment.ids
-        # A jump over whole segments (control records, an emptied log) leaves old slots behind.
-        for skipped in range(max(self._number + 1, number - slots), number) if self._number >= 0 else ():
-            old = space.get((str(skipped % slots),))
-            if old is not None:
-                stale = IDS.load(old)
-                if stale.number < number - self.segments:
-                    self._drop(stale)
-        self._number = number
+        segment.ids += entries
+        if offset > row.applied:
+            row.applied = offset
+            self.partition.dirty[IDS.index].add(row)
 
-    def _drop(self, segment: Segment) -> None:
-        seen, ids, number = self.seen, segment.ids, segment.number
-        for at in range(1, len(ids), _WIDTH):
-            digest = bytes(ids[at : at + 16])
-            if seen.get(digest) == number:
-                del seen[digest]
+
+def _digests(digests: list[bytes]) -> Digests:
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
 
 def redriven(record: Record) -> str | None:
@@ -159,8 +227,3 @@ def redriven(record: Record) -> str | None:
         if name == "redriven":
             return "redriven\0" + value.decode("utf-8", "replace")
     return None
-
-
-def number_of(offset: int) -> int:
-    """Segment of an offset."""
-    return offset >> SHIFT

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+import numpy as np
 
-from streams.codec import InvalidEvent, decode
+from streams.codec import InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
 from streams.events import MetricRecorded
 
-from .dedupe import IDS, LAST, PLACES, SHIFT, Window, digest_of, redriven
+from .dedupe import IDS, SLICE, Window, redriven
 from .fold import Absorbed, Fold, Refused
 from .rows import Row, S, Table, wire_key
 
@@ -92,11 +93,20 @@ def _applied(row: Row) -> int:
     return row.applied
 
 
+def _event_or_none(record: Record, odd: dict[int, InvalidEvent | None]) -> Event | None:
+    try:
+        return decode(record.value)
+    except InvalidEvent as bad:
+        odd[record.offset] = bad
+        return None
+
+
 def _no_table(event: Event, p: Partition) -> None:
     p.skip("no_table")
 
 
 NO_TABLE = (_no_table,)
+IN_FUTURE = InvalidEvent("time_in_future", "time: more than max_future after the record's Kafka timestamp", "time")
 COUNTERS = Table("counters", Counters, rank=0)
 WATERMARK = Table("watermark", Watermark, rank=90)
 
@@ -120,9 +130,12 @@ class Schema:
             self.by_wire[table.wire] = table
         self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
         self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {}
+        self.runs: dict[type[msgspec.Struct], Callable[[Sequence[Event], Sequence[int], Sequence[int], Partition], None]] = {}
         for fold in folds:
             for data, handler in fold.handlers.items():
                 self.handlers[data] = (*self.handlers.get(data, ()), handler)
+        for fold in folds:
+            self.runs.update({data: run for data, run in fold.runs.items() if len(self.handlers[data]) == 1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,66 +302,60 @@ class Partition:
         Records at or below the last fully absorbed offset are passed over. Where a fold raises, which is a bug, the
         partition is not `whole` any more and must not be written.
         """
-        handlers = self.schema.handlers
-        window = self.window
-        seen, seed = window.seen, window.seed
+        done = max(self.window.done, self.next - 1)
+        fresh = [record for record in records if record.offset > done]
+        self.whole = False
+        for begin in range(0, len(fresh), SLICE):
+            self._absorb(fresh[begin : begin + SLICE])
+        self.whole = True
+        return len(fresh)
+
+    def _absorb(self, records: Sequence[Record]) -> None:
+        """Absorb a slice of records: decode all, look all up in the dedupe window, then fold run by run."""
+        odd: dict[int, InvalidEvent | None] = {}
+        events: list[Any] | None = decode_all([record.value for record in records])
+        if events is None:
+            events = [_event_or_none(record, odd) for record in records]
+        times = self._times(events, records)
+        self._look_up(events, records, odd)
+        kafka_times = [record.timestamp for record in records]
+        if max(times) > min(kafka_times) * 1000 + self.bounds.max_future_us:
+            for at, (time_us, kafka_ms) in enumerate(zip(times, kafka_times, strict=True)):
+                if time_us > kafka_ms * 1000 + self.bounds.max_future_us:
+                    odd.setdefault(records[at].offset, IN_FUTURE)
+
         counters = self.counters()
         counters_row = self.spaces[COUNTERS.index][""][()]
         counted = counters_row.applied
-        dirty_marks = self.dirty[WATERMARK.index]
-        horizon_us = self.bounds.max_future_us
-        done = offset = max(window.done, self.next - 1)
-        counting = self._counting = False
-        new = run = 0
-        run_of: type[msgspec.Struct] | None = None
-        number = -1
-        mark_of: str | None = None
-        self.whole = False
-        for record in records:
-            last, offset = offset, record.offset
-            if offset <= done:
-                offset = last
-                continue
-            self.offset = offset
-            new += 1
-            if not counting and offset > counted:
-                counting = self._counting = True
-            if offset >> SHIFT != number:
-                ids = window.enter(offset, last)
-                number = offset >> SHIFT
-            try:
-                event = decode(record.value)
-            except InvalidEvent as bad:
-                self._dead_letter(record, bad.reason, bad.error)
-                continue
-            moment = event.time
-            kafka_us = record.timestamp * 1000
-            time_us = self.time_us = kafka_us if moment is None else int(moment.timestamp() * 1e6 + 0.5)
-            tenant = event.tenant
-            # the dedupe window, written out: see `Window`
-            digest = digest_of(tenant + "\0" + event.id if not record.headers else redriven(record) or tenant + "\0" + event.id, seed)
-            ids += PLACES[offset & LAST] + digest
-            known = len(seen)
-            found = seen.setdefault(digest, number)
-            if len(seen) == known:
-                seen[digest] = number
-                if window.holds(found, digest, offset):
-                    if counting:
-                        counters.duplicate += 1
-                    continue
-            data = event.data
-            cls = data.__class__
-            if cls is MetricRecorded and window.metric_repeated(event, offset):
-                if counting:
+        handlers, runs = self.schema.handlers, self.schema.runs
+        begin, end, size = 0, 0, len(records)
+        while begin < size:
+            record = records[begin]
+            offset = self.offset = record.offset
+            self._counting = offset > counted
+            if odd and offset in odd:
+                bad = odd[offset]
+                if bad is not None:
+                    self._dead_letter(record, bad.reason, bad.error)
+                elif self._counting:
                     counters.duplicate += 1
+                begin += 1
                 continue
-            if time_us > kafka_us + horizon_us:
-                self._dead_letter(record, "time_in_future", "time: more than max_future after the record's Kafka timestamp")
+            event = events[begin]
+            cls = event.data.__class__
+            absorb_run = runs.get(cls)
+            if absorb_run is not None and not odd and self._counting:
+                end = begin + 1
+                tenant = event.tenant
+                while end < size and events[end].data.__class__ is cls and events[end].tenant == tenant:
+                    end += 1
+                absorb_run(events[begin:end], [record.offset for record in records[begin:end]], times[begin:end], self)
+                self._folded(cls, end - begin)
+                newest = max(times[begin:end])
+                self._moved(tenant, newest, records[times.index(newest, begin)].offset)
+                begin = end
                 continue
-            if cls is not run_of:
-                if run and run_of is not None:
-                    self._folded(run_of, run)
-                run_of, run = cls, 0
+            time_us = self.time_us = times[begin]
             try:
                 for handler in handlers.get(cls, NO_TABLE):
                     try:  # noqa: SIM105 - a context manager would cost more than the fold
@@ -359,38 +366,58 @@ class Partition:
                 # It still moves the watermark, which must not depend on what the folds made of the record.
                 self._dead_letter(record, refusal.reason, refusal.error)
             else:
-                if counting:
-                    run += 1
-            if tenant != mark_of:
-                mark_row, mark = self._mark(tenant)
-                mark_of = tenant
-            if time_us > mark.time_us and offset > mark_row.applied:
-                mark.time_us = time_us
-                mark_row.applied = offset
-                dirty_marks.add(mark_row)
-        self.whole = True
-        if new:
-            window.settle(offset)
-            if run and run_of is not None:
-                self._folded(run_of, run)
-            self.next = offset + 1
-            if offset > counted:
-                counters_row.applied = offset
-                self.dirty[COUNTERS.index].add(counters_row)
-        return new
+                if self._counting:
+                    self._folded(cls, 1)
+            self._moved(event.tenant, time_us, offset)
+            begin += 1
+        last = records[-1].offset
+        self.next = last + 1
+        if last > counted:
+            counters_row.applied = last
+            self.dirty[COUNTERS.index].add(counters_row)
+
+    def _times(self, events: Sequence[Any], records: Sequence[Record]) -> list[int]:
+        """Event times in microseconds; the record's Kafka timestamp where an event has none."""
+        try:
+            return (np.array([event.time.timestamp() for event in events]) * 1e6 + 0.5).astype(np.int64).tolist()  # type: ignore[no-any-return]
+        except AttributeError:  # an event without time, or no event
+            pass
+        moments = [None if event is None else event.time for event in events]
+        return [record.timestamp * 1000 if moment is None else int(moment.timestamp() * 1e6 + 0.5) for moment, record in zip(moments, records, strict=True)]
+
+    def _look_up(self, events: Sequence[Any], records: Sequence[Record], odd: dict[int, InvalidEvent | None]) -> None:
+        """Enter the slice into the dedupe window; duplicates become odd."""
+        offsets, metrics = [record.offset for record in records], []
+        if odd or any([record.headers for record in records]):
+            pairs = [(event, record) for event, record in zip(events, records, strict=True) if event is not None]
+            offsets = [record.offset for _, record in pairs]
+            names = [(redriven(record) if record.headers else None) or event.tenant + "\0" + event.id for event, record in pairs]
+        else:
+            names = [event.tenant + "\0" + event.id for event in events]
+        if self.topic == MetricRecorded.TOPIC:
+            for event, record in zip(events, records, strict=True):
+                if event is not None and event.data.__class__ is MetricRecorded:
+                    metrics.append((record.offset, f"{event.tenant}\0{event.data.metric_id or event.id}"))
+        for offset in self.window.note(offsets, names, metrics, records[-1].offset):
+            odd[offset] = None
+
+    def _moved(self, tenant: str, time_us: int, offset: int) -> None:
+        """The tenant's watermark has seen this event time at this offset."""
+        space = self.spaces[WATERMARK.index].get(tenant)
+        row = space.get(()) if space is not None else None
+        if row is None:
+            row = self.space(WATERMARK, tenant)[()] = Row(tenant, (), -1, -1, Watermark())
+        mark = WATERMARK.load(row)
+        if time_us > mark.time_us and offset > row.applied:
+            mark.time_us = time_us
+            row.applied = offset
+            self.dirty[WATERMARK.index].add(row)
 
     def _folded(self, cls: type[msgspec.Struct], n: int) -> None:
         counters = self.counters()
         counters.folded += n
         name: str = cls.TYPE  # type: ignore[attr-defined]  # every event's data has one
         counters.types[name] = counters.types.get(name, 0) + n
-
-    def _mark(self, tenant: str) -> tuple[Row, Watermark]:
-        space = self.space(WATERMARK, tenant)
-        row = space.get(())
-        if row is None:
-            row = space[()] = Row(tenant, (), -1, -1, Watermark())
-        return row, WATERMARK.load(row)
 
     def _dead_letter(self, record: Record, reason: str, error: str) -> None:
         if not self._counting:

@@ -12,6 +12,7 @@ only so many are taken in as `trust_keys` leaves room for; and that count.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .rows import Table
 from .trust_alert import LowTrust
 from .trust_evidence import KindRule
 from .trust_history import FULL_BYTES, POINT, History, forget, history_points, moment_us
+from .trust_runs import observed_run
 from .trust_state import CRITICAL, LONG_AGO, OK, TOPIC, Key, Keys, ScheduledDecay, Tick, TrustSettings, TrustState, fold_settings, kinds_named
 from .trust_views import trust_views
 
@@ -65,6 +67,7 @@ class Trust(Fold):
             TrustDecayed: self.decayed,
             TrustImported: self.imported,
         }
+        self.runs = {TrustObserved: partial(observed_run, self)}
         self.views = trust_views(self)
         # for `figures` alone; no fold reads them
         self.n_batches = self.n_batched = self.n_commands = self.n_decays = self.n_imports = 0
