@@ -70,6 +70,7 @@ class Shard:
         publish_from: outputs of records below it are on the log already.
         followed: next changelog offset the follower will read.
         goal: changelog end that must be followed before folding.
+        written: rows of ours that the follower has not met yet, by changelog key.
     """
 
     def __init__(self, partition: Partition) -> None:
@@ -87,6 +88,7 @@ class Shard:
         self.flushing: Flush | None = None
         self.waiting: tuple[int, int, int] | None = None
         self.regressed: set[tuple[int, Row]] = set()
+        self.written: dict[bytes, tuple[int, Row]] = {}
         self.n_stale = 0
         self.n_repaired = 0
         self.n_refused = 0
@@ -138,6 +140,7 @@ class Core:
         shard.owned = shard.ready = False
         shard.safe = None
         shard.goal = None
+        shard.written = {}
         shard.partition.window.forget()
 
     def _maybe_ready(self, shard: Shard) -> None:
@@ -205,10 +208,11 @@ class Core:
         if not shard.ready or not partition.whole or shard.flushing is not None or not shard.dirty():
             return None
         outputs, partition.outputs = partition.outputs, []
-        rows, marks = [], []
+        rows, marks, written = [], [], shard.written
         for key, value, row, index in partition.drain():
             rows.append((key, value))
             marks.append((index, row, row.applied))
+            written[key] = index, row
         shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next)
         return shard.flushing
 
@@ -261,8 +265,20 @@ class Core:
         spaces, unpack, identity = partition.spaces, HEAD.unpack_from, partition.identity
         changed = []
         n = 0
+        written = shard.written
         for key, value in records:
             n += 1
+            mine = written.pop(key, None) if written else None
+            if mine is not None and value is not None:
+                index, row = mine
+                version, made_of = unpack(value)
+                if version == row.applied > row.logged and made_of == identity and not shard.regressed:
+                    row.logged = version  # our own row comes back, and is still the newest
+                    partition.dirty[index].discard(row)
+                    continue
+                if row.logged < version < row.applied and made_of == identity and not shard.regressed:
+                    row.logged = version
+                    continue
             wire, tenant, parts = parse_wire_key(key)
             table = by_wire.get(wire)
             if table is None or value is None:

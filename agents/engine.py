@@ -24,6 +24,7 @@ from tables.rows import Row
 
 from .board import Board
 from .core import Core, Flush, Refusal, Shard, WrongIdentity
+from .seam import plain_records
 
 MAX_BEHIND = 200_000
 """Records a partition may be folded ahead of its writes before fetching pauses."""
@@ -395,6 +396,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         begun = time.monotonic()
         positions = dict(self.restore_start)
         while not self.should_stop:
+            plain_records(follower._fetcher)
             got = await follower.getmany(timeout_ms=200)
             for tp, records in got.items():
                 positions[tp] = records[-1].offset + 1

@@ -101,10 +101,7 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
             raise ConsumerStoppedError()
         wanted = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in active_partitions]
         before = positions(consumer, wanted)
-        for fetched in fetcher._records.values():
-            batches = getattr(fetched, "_partition_records", None)
-            if batches is not None:
-                batches._consumer_record = as_it_is
+        plain_records(fetcher)
         with fetcher._subscriptions.fetch_context():
             got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
         after = positions(consumer, wanted)
@@ -122,8 +119,18 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
         return None if found is None or found < 0 else int(found)
 
 
-def as_it_is(tp: Any, record: Any) -> Any:
-    """aiokafka's own record of a batch, without the copy that it makes of each: a third of what fetching costs."""
+def plain_records(fetcher: Any) -> None:
+    """Let what was fetched come as the records of its batches, without the copy of each: a third of what fetching costs.
+
+    They have offset, timestamp, key, value and headers, and no topic and partition.
+    """
+    for fetched in fetcher._records.values():
+        batches = getattr(fetched, "_partition_records", None)
+        if batches is not None:
+            batches._consumer_record = _as_it_is
+
+
+def _as_it_is(tp: Any, record: Any) -> Any:
     return record
 
 
