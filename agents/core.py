@@ -293,7 +293,7 @@ class Core:
             space = spaces[index].get(tenant)
             if space is None:
                 space = spaces[index][tenant] = {}
-            row = space.get(parts)
+            row = space.get(parts)  # type: ignore[assignment]  # None is looked at in the next line
             if row is None:
                 row = space[parts] = Row(tenant, parts, version, version, value[12:])
                 changed.append((index, row))

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import aiokafka
 import faust
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import ConsumerStoppedError
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
@@ -27,6 +26,8 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from faust.web.base import BlueprintManager
 from mode.utils.futures import notify
+
+from .spread import SpreadAssignor
 
 Span = tuple[int, int, list[Any]]
 """What a fetch got of one partition: positions before and after it, and the records between."""
@@ -69,13 +70,13 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
-        self._assignor = StickyPartitionAssignor
+        self._assignor = SpreadAssignor
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
             group_instance_id=conf.consumer_group_instance_id,
             bootstrap_servers=stock.server_list(transport.url, transport.default_port),
-            partition_assignment_strategy=[StickyPartitionAssignor],
+            partition_assignment_strategy=[SpreadAssignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=conf.broker_max_poll_records,

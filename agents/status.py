@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -72,10 +73,11 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
         )
     tables = []
     for table in engine.schema.tables:
-        rows = [row for shard in shards for space in shard.partition.spaces[table.index].values() for row in space.values()]
-        sample = rows[:: max(1, len(rows) // 200)]
+        spaces = [space for shard in shards for space in shard.partition.spaces[table.index].values()]
+        keys = sum(map(len, spaces))
+        sample = [row for space in spaces for row in islice(space.values(), 20)]
         size = sum(len(table.dump(row)) for row in sample)
-        tables.append({"name": table.wire, "keys": len(rows), "bytes": round(size * len(rows) / len(sample)) if sample else 0})
+        tables.append({"name": table.wire, "keys": keys, "bytes": round(size * keys / len(sample)) if sample else 0})
     since = {"since": time_text(int(engine.started_at * 1e6))}
     served = [shard.partition for shard in shards]
     figures = {name: {**mine, **since} for fold in engine.schema.folds for name, mine in fold.figures(served).items()}

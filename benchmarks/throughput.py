@@ -54,6 +54,12 @@ def trust(n: int, keys: int) -> list[tuple[str, bytes, bytes]]:
     return out
 
 
+def one_each(n: int) -> list[tuple[str, bytes, bytes]]:
+    """trust.observed, each of a key of its own."""
+    start = b'{"specversion":"1.0","id":"%d","source":"bench","type":"trust.observed.v1","time":"2026-11-01T00:00:00Z","data":{"kind":"model",'
+    return [("judgments", b"default|model|k%d" % i, start % i + b'"id":"k%d","success":true}}' % i) for i in range(n)]
+
+
 def forecasts(n: int) -> list[tuple[str, bytes, bytes]]:
     """forecast.issued with five inputs, 200 models, 1,000 variables."""
     rng = random.Random(2)
