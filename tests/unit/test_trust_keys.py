@@ -59,6 +59,18 @@ def test_new_keys_of_one_batch_share_what_room_there_is() -> None:
     assert log.topics["judgments"][0].counters().overflow == 1
 
 
+def test_folding_again_the_batch_that_took_the_last_place_lets_no_further_key_in() -> None:
+    log = Log([configured({"max_trust_keys": 1})])
+    Story(log).send("batch_observed", observations=[{"kind": "model", "id": id, "success": True} for id in "ab"])
+    again = Log([configured({"max_trust_keys": 1})]).topics["judgments"][0]
+    for table in again.schema.tables:
+        if table.name.startswith("trust"):
+            again.spaces[table.index] = log.topics["judgments"][0].spaces[table.index]
+    before = all_rows(log)
+    again.absorb(log.records[("judgments", 0)])
+    assert all_rows(log) == before
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), cut=st.integers(1, 60), arrived=st.floats(0, 1))
 def test_a_crash_between_two_keys_or_two_counts_of_a_flush_lets_in_the_same_keys(seed: int, cut: int, arrived: float) -> None:
