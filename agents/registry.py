@@ -13,10 +13,11 @@ from tables.fold import Fold
 from tables.learning import Learning, LearningSettings
 from tables.partition import Schema
 from tables.trust import Trust, TrustSettings
+from tables.trust_rules import TrustByRule, TrustRuleSettings
 from tables.variables import Variables, VariableSettings
 from tables.windows import Windows, WindowSettings
 
-FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (TrustSettings, VariableSettings, CostSettings, LearningSettings, WindowSettings)
+FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (TrustSettings, VariableSettings, CostSettings, LearningSettings, WindowSettings, TrustRuleSettings)
 """What the folds declare as settings."""
 
 
@@ -32,6 +33,7 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
         Costs(settings_of(CostSettings)),
         Learning(settings_of(LearningSettings)),  # with the goals, which may refuse a training event: before what else sees it
         Windows(settings_of(WindowSettings)),
+        TrustByRule(settings_of(TrustRuleSettings)),  # last: what another fold refuses does not speak of anything
     ]
 
 
