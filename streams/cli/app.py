@@ -9,7 +9,7 @@ from confluent_kafka import KafkaException
 from cyclopts import App, CycloptsError
 
 from ..errors import PulsefoldError
-from . import kafka, service
+from . import files, kafka, service
 from .publish import publish
 from .query import query
 
@@ -22,7 +22,9 @@ app = App(
 topics = App(name="topics", help="Create or verify the topics.")
 alerts = App(name="alerts", help="Alerts as they come.")
 dead_letters = App(name="dead-letters", help="Records that could not be absorbed.")
-for group in (topics, alerts, dead_letters):
+exports = App(name="export", help="Write what a table knows to a file.")
+imports = App(name="import", help="Put a table in the state that a file has.")
+for group in (topics, alerts, dead_letters, exports, imports):
     app.command(group)
 for command in (service.demo, kafka.broker, service.worker, publish, query, service.replay, service.config):
     app.command(command)
@@ -30,6 +32,8 @@ topics.command(kafka.create)
 topics.command(kafka.check)
 alerts.command(kafka.tail)
 dead_letters.command(kafka.list_dead_letters, name="list")
+exports.command(files.export_trust, name="trust")
+imports.command(files.import_trust, name="trust")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -39,11 +39,7 @@ def query(
         if not equals:
             raise ConfigError("param", f"expected name=value, got {one!r}")
         pairs.append((name, value))
-    if url is None:
-        found = settings_of(config)
-        host = found.get("web_host")
-        url = f"http://{f'[{host}]' if ':' in host else '127.0.0.1' if host == '0.0.0.0' else host}:{found.get('web_port')}"  # noqa: S104 - asked, not bound
-    body = ask(url, path, pairs, token or os.environ.get("PULSEFOLD_TOKEN"), tenant)
+    body = ask(worker_url(url, config), path, pairs, token or os.environ.get("PULSEFOLD_TOKEN"), tenant)
     if as_json:
         print(json.dumps(body, indent=2))
     elif as_csv:
@@ -53,7 +49,16 @@ def query(
     return 0
 
 
-def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | None, tenant: str | None) -> Any:
+def worker_url(url: str | None, config: str | None) -> str:
+    """Where the worker answers: as given, else by the settings web_host and web_port."""
+    if url is not None:
+        return url
+    found = settings_of(config)
+    host = found.get("web_host")
+    return f"http://{f'[{host}]' if ':' in host else '127.0.0.1' if host == '0.0.0.0' else host}:{found.get('web_port')}"  # noqa: S104 - asked, not bound
+
+
+def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | None, tenant: str | None, *, timeout_s: float = 30.0) -> Any:
     """JSON of a view.
 
     Raises:
@@ -68,7 +73,7 @@ def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | Non
         full += ("&" if "?" in full else "?") + asked
     headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **({"X-Tenant": tenant} if tenant else {})}
     try:
-        with urllib.request.urlopen(urllib.request.Request(full, headers=headers), timeout=30) as response:
+        with urllib.request.urlopen(urllib.request.Request(full, headers=headers), timeout=timeout_s) as response:
             return json.load(response)
     except urllib.error.HTTPError as exc:
         try:
