@@ -6,6 +6,7 @@ import os
 import ssl
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
 from streams.settings import Settings, load
 from streams.topics import SOURCE_TOPICS, changelog_name
-from tables.partition import Bounds
-from tables.trust import ScheduledDecay, TrustSettings
+from tables.partition import Bounds, Partition
+from tables.trust import ScheduledDecay, Trust
 
 from . import seam
 from .auth import Tokens
@@ -70,13 +71,15 @@ def discover_partitions(settings: Settings, security: dict[str, Any]) -> tuple[d
 class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
     """Publishes the scheduled trust decay (trust.md §3): the worker that owns partition 0 of judgments, one command a tick.
 
-    The id is made of the tick's number, so two workers or a restart give one decay a tick.
+    The id is made of the tick's number and the fold passes over a tick that acted before, so neither two workers nor a restart
+    give a second decay. Whoever begins to serve the partition publishes a tick that its last owner did not live to publish.
     """
 
-    def __init__(self, engine: Engine, config: TrustSettings, tenants: Any, **kwargs: Any) -> None:
+    def __init__(self, engine: Engine, trust: Trust, tenants: Callable[[], Sequence[str]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.engine = engine
-        self.schedules = {kind: plan for kind, plan in config.trust_scheduled_decay.items() if plan is not None}
+        self.trust = trust
+        self.schedules = {kind: plan for kind, plan in trust.settings.trust_scheduled_decay.items() if plan is not None}
         self.tenants = tenants
 
     @Service.task
@@ -85,31 +88,31 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
             return
         last = {kind: int(time.time() // plan.every_s) for kind, plan in self.schedules.items()}
         pause = min(1.0, *(plan.every_s / 4 for plan in self.schedules.values()))
+        served = False
         while not self.should_stop:
             await self.sleep(pause)
             shard = self.engine.core.shards.get(("judgments", 0))
-            if shard is None or not shard.ready or not self.engine.config.publishes:
-                continue
+            partition = shard.partition if shard is not None and shard.ready and self.engine.config.publishes else None
+            begins, served = partition is not None and not served, partition is not None
             for kind, plan in self.schedules.items():
                 number = int(time.time() // plan.every_s)
-                if number > last[kind]:
-                    last[kind] = number
-                    await self._publish(kind, plan, number)
+                passed, last[kind] = number > last[kind], number
+                if partition is not None and (passed or begins):
+                    await self._publish(partition, kind, plan, number, passed)
 
-    async def _publish(self, kind: str, plan: ScheduledDecay, number: int) -> None:
+    async def _publish(self, partition: Partition, kind: str, plan: ScheduledDecay, number: int, passed: bool) -> None:
+        """Publish a tick to the tenants where it has not acted; where none ever acted, only one that has just passed."""
+        time_us = int(number * plan.every_s * 1e6)
         for tenant in self.tenants():
+            acted_us = self.trust.last_tick_us(partition, tenant, kind)
+            if (not passed) if acted_us is None else acted_us >= time_us:
+                continue
             name = derived_id("judgments", tenant, f"decay-{number}", "trust.decayed.v1", kind or "all")
             data: dict[str, Any] = {"factor": plan.factor, "min_count": plan.min_count}
             if kind:
                 data["kind"] = kind
-            value = event_bytes(
-                type="trust.decayed.v1",
-                id=name,
-                source=f"pulsefold/{self.engine.config.app_id}",
-                time_us=int(number * plan.every_s * 1e6),
-                tenant=tenant,
-                data=data,
-            )
+            source = f"pulsefold/{self.engine.config.app_id}"
+            value = event_bytes(type="trust.decayed.v1", id=name, source=source, time_us=time_us, tenant=tenant, data=data)
             await self.engine.producer.send_and_wait(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
 
 
@@ -191,7 +194,7 @@ def build(settings: Settings) -> seam.App:
     app.install_routes = routes.install
     app.routes = routes
     rules = Rules(engine, [rule for fold in tables.folds for rule in fold.rules], routes.reader, settings.get("alert_interval_s"))
-    trust = settings.fold(TrustSettings)
+    trust = next(fold for fold in tables.folds if isinstance(fold, Trust))
     ticks = Ticks(engine, trust, lambda: sorted({t for p in engine.partitions.get("judgments", ()) for space in p.spaces for t in space if t}))
     for table in tables.tables:
         app.tables.add(seam.Rows(app, name=table.wire, help=f"rows of {table.name}, rank {table.rank}"))
