@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,47 @@ def test_an_export_imported_into_a_fresh_tenant_and_exported_again_is_the_same_a
         assert same(exported(worker, tmp_path / "a2.json", "a"), first)
     finally:
         worker.stop()
+
+
+def test_an_import_while_observations_stream_in_acts_at_its_place_of_the_log(
+    embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path, on_topics: Callable[..., list[Any]]
+) -> None:
+    file = tmp_path / "state.json"
+    stop = threading.Event()
+    with SyncPublisher(embedded.bootstrap) as publisher:
+
+        def stream() -> None:
+            rng = random.Random(3)
+            while not stop.wait(0.002):
+                publisher.observe("model", rng.choice("ab"), rng.random() < 0.7)
+
+        thread = threading.Thread(target=stream)
+        thread.start()
+        try:
+            for n in range(2):
+                file.write_text(json.dumps({"stats": {"model|a": [1000.0 * (n + 1), 1.0], "model|b": [1.0, 500.0]}}))
+                assert pulsefold("import", "trust", str(file), "--bootstrap", embedded.bootstrap).returncode == 0
+        finally:
+            stop.set()
+            thread.join()
+        assert publisher.flush(30) == 0
+    worker.until(worker.absorbed)
+    for name in "ab":
+        alpha, beta, history, after_last_import = 1.0, 1.0, [], 0
+        for message in on_topics("judgments"):  # a key's records lie in one partition, in their order
+            event = json.loads(message.value())
+            data = event["data"]
+            if data["id"] != name:
+                continue
+            if event["type"] == "trust.imported.v1":
+                alpha, beta, history, after_last_import = data["alpha"], data["beta"], [], 0
+            else:
+                alpha, beta = alpha + data["success"], beta + (not data["success"])
+                history.append(alpha / (alpha + beta))
+                after_last_import += 1
+        shown = worker.get(f"/trust/model/{name}")
+        assert (shown["alpha"], shown["beta"], shown["observations"]) == (alpha, beta, after_last_import)
+        assert [p["trust"] for p in worker.get(f"/trust/model/{name}/history")["points"]] == history[-100:]
 
 
 def test_an_older_file_without_kinds_is_taken_with_its_history_of_pairs(embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path) -> None:
