@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -11,9 +12,20 @@ import msgspec
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(maxsize=256)  # events of one second come together
+def _second_text(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).isoformat()[:-6]
+
+
 def time_text(time_us: int) -> str:
-    """RFC 3339 in UTC with microseconds and ``Z``."""
-    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="microseconds")[:-6] + "Z"
+    """RFC 3339 in UTC with microseconds and ``Z``.
+
+    Example:
+        >>> time_text(1_772_409_600_000_001), time_text(-1)
+        ('2026-03-02T00:00:00.000001Z', '1969-12-31T23:59:59.999999Z')
+    """
+    second, rest = divmod(time_us, 1_000_000)
+    return f"{_second_text(second)}.{rest:06d}Z"
 
 
 def event_bytes(
