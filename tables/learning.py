@@ -23,7 +23,8 @@ from streams.keys import encode_key
 
 from .alerting import emit
 from .fold import Fold, Reader
-from .goals import GoalBounds, Goals
+from .goal_state import GoalBounds
+from .goals import Goals
 from .learning_views import LearningViews
 from .rows import Table
 from .times import day

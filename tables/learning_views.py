@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from .fold import BadParameter, NotFound, Reader, View, names
-from .goals import GoalsParams
+from .goal_views import GoalsParams
 from .moments import Moments
 from .regression import fit
 from .times import HOUR_US, rfc3339, rfc3339_or_none, to_us
@@ -108,7 +108,7 @@ class LearningViews:
             "current_learning_rate": points[-1][4] if points else None,
             "recent_avg_performance": mean([point[3] for point in points]),
             "performance_trend": tendency(points),
-            "active_goals_count": fold.goals.active(reader, params.task),
+            "active_goals_count": fold.goals.asked.active(reader, params.task),
             "total_learning_events": total,
             "last_update": rfc3339(points[-1][0]) if points else None,
             "lifetime_avg_performance": share(sum(state.scores for _, state in streams), total),
@@ -176,7 +176,7 @@ class LearningViews:
         streams = fold.streams(reader, None, None) if params.task is None else fold.streams(reader, params.task, None)
         points = fold.last(reader, streams, params.limit)
         scores = [point[3] for point in points]
-        goal_summary = fold.goals.summary(reader, GoalsParams(task_type=params.task))
+        goal_summary = fold.goals.asked.summary(reader, GoalsParams(task_type=params.task))
         at_us = now(reader)
         totals: dict[str, int] = {}
         for key, state in streams:
