@@ -122,6 +122,9 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             ]
             for topic, count in counts.items()
         }
+        for partitions in self.partitions.values():
+            for partition in partitions:
+                partition.peers = partitions
         self.core = Core(p for ps in self.partitions.values() for p in ps)
         self.by_changelog = {
             TopicPartition(self.config.changelogs[topic], n): self.core.shards[(topic, n)] for topic, count in counts.items() for n in range(count)

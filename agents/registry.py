@@ -10,7 +10,8 @@ import msgspec
 from tables.budgets import CostSettings
 from tables.costs import Costs
 from tables.fold import Fold
-from tables.learning import Learning, LearningSettings
+from tables.learning import Learning
+from tables.learning_state import LearningSettings
 from tables.partition import Schema
 from tables.trust import Trust, TrustSettings
 from tables.trust_rules import TrustByRule, TrustRuleSettings

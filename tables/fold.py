@@ -85,6 +85,13 @@ class Fold:
         """
         return {}
 
+    def due(self, p: Partition) -> Iterable[tuple[str, int]]:
+        """What waits for time in a partition's rows: (tenant, moment in microseconds that the tenant's watermark has to pass).
+
+        The clock asks it of tenants that have fallen silent; a moment is named until it was passed.
+        """
+        return ()
+
 
 class NotFound(LookupError):
     """Asked for something nobody recorded: 404, with `members` in its body."""

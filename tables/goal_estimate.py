@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from math import inf
+from typing import Any, NamedTuple
 
 from .goal_state import GoalState
 from .regression import fit, t_quantile
@@ -12,36 +14,68 @@ LAST_US = 253_402_300_799_999_999
 """The end of the year 9999: no later moment can be written."""
 
 
-def estimate(state: GoalState, points: list[tuple[int, float]]) -> dict[str, Any]:
-    """When the goal will be reached if it goes on along a straight line, with a 90 % interval; ``null`` where nothing can be said.
+class Estimate(NamedTuple):
+    """The moment of arrival with its 90 % interval, microseconds since the epoch (infinite: not foreseeable late), and the line.
+
+    Attributes:
+        eta_us: at the slope as it is.
+        low_us, high_us: at the steeper and the flatter end of the slope's interval; None below 3 values; `high_us` infinite
+            where the flatter one no longer moves toward the target.
+        slope: unit of the goal by second.
+        stderr: of the slope; None below 3 values.
+    """
+
+    eta_us: float
+    low_us: float | None
+    high_us: float | None
+    slope: float
+    stderr: float | None
+
+    def shown(self) -> dict[str, str | None]:
+        """The moments as RFC 3339, ``null`` beyond the year 9999."""
+        return {"eta": written(self.eta_us), "eta_low": written(self.low_us), "eta_high": written(self.high_us)}
+
+
+def foresee(state: GoalState, points: Sequence[tuple[int, float]]) -> Estimate | None:
+    """The estimate; None where the goal is completed, has fewer than two values at different times, or does not move toward its target.
+
+    Args:
+        points: (event time in microseconds, current), in any order.
+    """
+    current, current_us = state.current, state.current_us
+    if state.completed_us is not None or current is None or current_us is None or not points:
+        return None
+    begin = points[0][0]
+    line = fit([(time_us - begin) / SECOND_US for time_us, _ in points], [value for _, value in points])
+    sign = -1.0 if state.at_most else 1.0
+    if line.slope is None or line.slope * sign <= 0.0:
+        return None
+    left, speed = (state.target - current) * sign, line.slope * sign
+
+    def moment(speed: float) -> float:
+        return current_us + left / speed * SECOND_US if speed > 0.0 else inf
+
+    if line.stderr is None:
+        return Estimate(moment(speed), None, None, line.slope, None)
+    half = t_quantile(0.95, line.n - 2) * line.stderr
+    return Estimate(moment(speed), moment(speed + half), moment(speed - half), line.slope, line.stderr)
+
+
+def estimate(state: GoalState, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """The estimate as it is shown: ``null`` where nothing can be said, or where the moment lies beyond the year 9999.
 
     Args:
         points: (event time in microseconds, current), in any order.
 
     Returns:
-        eta, eta_low, eta_high (RFC 3339; ``null`` also beyond the year 9999), slope_per_second and its stderr (unit of the goal
-        by second), model.
+        eta, eta_low, eta_high (RFC 3339), slope_per_second and its stderr (unit of the goal by second), model.
     """
-    answer: dict[str, Any] = {"eta": None, "eta_low": None, "eta_high": None, "slope_per_second": None, "stderr": None, "model": "linear"}
-    current, current_us = state.current, state.current_us
-    if state.completed_us is not None or current is None or current_us is None:
-        return answer
-    begin = points[0][0]
-    line = fit([(time_us - begin) / SECOND_US for time_us, _ in points], [value for _, value in points])
-    sign = -1.0 if state.at_most else 1.0
-    if line.slope is None or line.slope * sign <= 0.0:
-        return answer
-    left, speed = (state.target - current) * sign, line.slope * sign
-
-    def moment(speed: float) -> str | None:
-        ahead_us = left / speed * SECOND_US if speed > 0.0 else float("inf")
-        return rfc3339(current_us + round(ahead_us)) if ahead_us <= LAST_US - current_us else None
-
-    answer["eta"], answer["slope_per_second"], answer["stderr"] = moment(speed), line.slope, line.stderr
-    if line.stderr is not None:
-        half = t_quantile(0.95, line.n - 2) * line.stderr
-        answer["eta_low"], answer["eta_high"] = moment(speed + half), moment(speed - half)
-    return answer
+    found = foresee(state, points)
+    if found is None:
+        return {"eta": None, "eta_low": None, "eta_high": None, "slope_per_second": None, "stderr": None, "model": "linear"}
+    return {**found.shown(), "slope_per_second": found.slope, "stderr": found.stderr, "model": "linear"}
 
 
-# ---- views
+def written(time_us: float | None) -> str | None:
+    """A moment as RFC 3339; None for none, and for one that no date can name."""
+    return None if time_us is None or not time_us <= LAST_US else rfc3339(round(time_us))

@@ -12,13 +12,10 @@ from streams.keys import encode_key
 
 HISTORY = 100
 """Values kept of a goal: the estimate rests on them."""
-SEGMENT = 32
-"""Values a row; a full segment is closed."""
-SLOTS = -(-HISTORY // SEGMENT)
-"""Closed segments kept."""
 POINT = Struct("<qd")
 """A value: event time in microseconds, current."""
-FULL = SEGMENT * POINT.size
+NEVER = 2**62
+"""A moment that does not come, microseconds."""
 
 Key = tuple[str, ...]
 """(task type or "", goal id)"""
@@ -45,8 +42,8 @@ class GoalState(msgspec.Struct, array_like=True, gc=False):
         first: the first of them in log order.
         current, current_us: the latest by event time, then log order; None before the first.
         completed_us: least event time of a value that meets the target; None before the first.
-        period: UTC day on which the open alert ``goal.regressed`` was opened; "" while it is not open.
-        segment, points: number of the open segment of values, and its packed `POINT`s in log order.
+        worse, risk, miss: UTC day on which the open alert ``goal.regressed``, ``goal.at_risk``, ``goal.missed`` was opened; ""
+            while it is not open.
     """
 
     description: str = ""
@@ -63,9 +60,9 @@ class GoalState(msgspec.Struct, array_like=True, gc=False):
     current: float | None = None
     current_us: int | None = None
     completed_us: int | None = None
-    period: str = ""
-    segment: int = 0
-    points: bytearray = msgspec.field(default_factory=bytearray)
+    worse: str = ""
+    risk: str = ""
+    miss: str = ""
 
     def met(self, value: float | None) -> bool:
         """Whether a value reaches the target, which counts itself."""
@@ -100,11 +97,16 @@ class GoalState(msgspec.Struct, array_like=True, gc=False):
         return min(100.0, max(0.0, done / way * 100.0))
 
 
-class ClosedValues(msgspec.Struct, array_like=True, gc=False):
-    """A full segment of a goal's values: its number and its packed `POINT`s."""
+class Links(msgspec.Struct, array_like=True, gc=False):
+    """Goals that want one metric: (task type or "", goal id, event time of the creation in microseconds)."""
 
-    number: int = -1
-    points: bytes = b""
+    goals: list[tuple[str, str, int]] = []
+
+
+class Due(msgspec.Struct, array_like=True, gc=False):
+    """The next deadline of a tenant's goals that the watermark has not passed, microseconds; `NEVER` if there is none."""
+
+    next_us: int = NEVER
 
 
 def direction(state: GoalState) -> str:

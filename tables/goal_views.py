@@ -9,7 +9,7 @@ import msgspec
 
 from .fold import BadParameter, NotFound, Reader, View, page
 from .goal_estimate import estimate
-from .goal_state import HISTORY, POINT, SLOTS, GoalState, Key, called, direction, earliest, name_of, states_of
+from .goal_state import POINT, GoalState, Key, called, direction, earliest, name_of, states_of
 from .times import SECOND_US, rfc3339, rfc3339_or_none
 
 if TYPE_CHECKING:
@@ -59,12 +59,10 @@ class GoalViews:
 
     def points(self, reader: Reader, key: Key, state: GoalState) -> list[tuple[int, float]]:
         """The last `HISTORY` values, (event time in microseconds, current), in log order."""
-        packed = bytearray()
-        for number in range(max(0, state.segment - SLOTS), state.segment):
-            for home, closed in reader.placed(self.fold.history, (*key, str(number % SLOTS))):
-                if home == state.home and closed.number == number:
-                    packed += closed.points
-        return list(POINT.iter_unpack(packed + state.points))[-HISTORY:]
+        points: list[tuple[int, float]] = []
+        for _, packed in self.fold.ring.blocks(reader, key, state.home):
+            points[:0] = POINT.iter_unpack(packed)
+        return points
 
     def render(self, reader: Reader, key: Key, state: GoalState) -> dict[str, Any]:
         """Everything about a goal."""
@@ -83,6 +81,8 @@ class GoalViews:
             "completed": state.completed_us is not None,
             "completed_at": rfc3339_or_none(state.completed_us),
             "regressed": state.regressed,
+            "at_risk": bool(state.risk),
+            "missed": bool(state.miss),
             "created_at": rfc3339(state.created_us),
             "deadline": rfc3339_or_none(state.deadline_us),
             **estimate(state, points),

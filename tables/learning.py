@@ -6,17 +6,12 @@ The rules this file keeps:
     record touches the open one;
   * every event below the threshold counts; only events in time order move the stream in and out of convergence.
 
-`learning_points` has the lower rank: its rows are made from the `learning` row, so a crash leaves them ahead of it.
+`learning` has the lower rank: whether a stream declines is judged by its ring, which is made from the events alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import inf
-from struct import Struct
-from typing import TYPE_CHECKING, Annotated
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from streams.events import LearningRecorded
 from streams.keys import encode_key
@@ -25,7 +20,10 @@ from .alerting import emit
 from .fold import Fold, Reader
 from .goal_state import GoalBounds
 from .goals import Goals
+from .learning_state import POINT, Key, LearningSettings, Point, StreamSettings, StreamState, note
 from .learning_views import LearningViews
+from .regression import fit
+from .rings import LONG_AGO, Ring
 from .rows import Table
 from .times import day
 
@@ -35,111 +33,24 @@ if TYPE_CHECKING:
     from .partition import Partition
 
 TOPIC = "training"
-SEGMENT = 32
-"""Points a row; a full segment is closed."""
-POINT = Struct("<qqddqd")
-"""A point: event time (microseconds), offset, score, learning rate, episode count, convergence metric."""
-SIZE = POINT.size
-_FULL = SEGMENT * SIZE
-RECENT = 10
-"""Convergences kept of a stream."""
-LONG_AGO = -(2**62)
-
-CONVERGED = "learning.converged"
-
-Key = tuple[str, ...]
-Point = tuple[int, int, int, float, float, int, float, str]
-"""(event time in microseconds, partition, offset, score, learning rate, episode count, convergence metric, task type): sorts by
-what makes a point the later one."""
-Below = tuple[int, int, float]
-"""A convergence: event time in microseconds, offset, metric."""
-
-Threshold = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class LearningSettings(msgspec.Struct, frozen=True):
-    """Settings of learning progress and goals.
-
-    Attributes:
-        learning_ring: points kept of a stream (task type and run).
-        convergence_threshold: by task type, ``""`` = every other; an event is a convergence if its metric is below.
-        convergence_hold: events in a row below the threshold that enter convergence, or at or above it that leave.
-        max_goals: goals of a tenant in a partition; further ones are counted as overflow.
-    """
-
-    learning_ring: Annotated[int, msgspec.Meta(ge=SEGMENT, le=100_000)] = 1_000
-    convergence_threshold: dict[str, Threshold] = msgspec.field(default_factory=lambda: {"": 0.01})
-    convergence_hold: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
-    max_goals: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 10_000
-
-
-class StreamSettings(msgspec.Struct, frozen=True):
-    """What of the settings the fold of streams reads: its digest is part of the rows' version. Sorted, so that equal is equal."""
-
-    ring: int
-    threshold: list[tuple[str, float]]
-    hold: int
-
-
-class StreamState(msgspec.Struct, array_like=True, gc=False):
-    """One stream.
-
-    Attributes:
-        home: its partition.
-        n: events absorbed, also those that left the ring.
-        scores, rates, metrics: sums over all of them.
-        newest_us: greatest event time, microseconds.
-        segment, points: number of the open segment of the ring, and its packed `POINT`s in log order.
-        below, below_sum: convergences, and the sum of their metrics.
-        first_below_us: least event time of a convergence; None before the first.
-        recent: the last `RECENT` convergences by event time, then offset.
-        inside: whether the stream is converged.
-        streak: events in a row, up to the newest, that speak against `inside`.
-        entered, left: changes of `inside`.
-        entered_us, left_us: event time of the last change; None before the first.
-        late: events older than the newest when they came: they moved no state.
-        period: UTC day on which the open alert ``learning.converged`` was opened; "" while it is not open.
-    """
-
-    home: int = -1
-    n: int = 0
-    scores: float = 0.0
-    rates: float = 0.0
-    metrics: float = 0.0
-    newest_us: int = LONG_AGO
-    segment: int = 0
-    points: bytearray = msgspec.field(default_factory=bytearray)
-    below: int = 0
-    below_sum: float = 0.0
-    first_below_us: int | None = None
-    recent: list[Below] = []
-    inside: bool = False
-    streak: int = 0
-    entered: int = 0
-    left: int = 0
-    entered_us: int | None = None
-    left_us: int | None = None
-    late: int = 0
-    period: str = ""
-
-
-class ClosedPoints(msgspec.Struct, array_like=True, gc=False):
-    """A full segment of a stream's ring: its number, its greatest event time (microseconds), its packed `POINT`s."""
-
-    number: int = -1
-    newest_us: int = LONG_AGO
-    points: bytes = b""
+CONVERGED, DECLINING = "learning.converged", "learning.declining"
+EVERY = 10
+"""Events of a stream from one look for a decline to the next."""
+WINDOW, LEAST = 50, 30
+"""Points that a decline is judged by, and the fewest."""
+SURE_P, FALL, UNSURE_P = 0.001, 0.05, 0.05
+"""A decline begins with a p below and a fall of more over the window; it ends with a p above, or without a slope downwards."""
 
 
 class Learning(Fold):
-    """The fold of learning events, with the fold of goals: their views, and the ordered alert ``learning.converged``.
+    """The fold of learning events, with the fold of goals: their views, and the ordered alerts of both.
 
     Args:
         settings: see `LearningSettings`.
 
     Attributes:
         goals: the fold of goals; the live figures and the report count them.
-        rows, closed: tables of streams and of closed segments.
+        rows, ring: streams, and the last points of each.
     """
 
     topics = (TOPIC,)
@@ -147,37 +58,40 @@ class Learning(Fold):
     def __init__(self, settings: LearningSettings | None = None) -> None:
         self.settings = settings = settings or LearningSettings()
         self.goals = Goals(GoalBounds(settings.max_goals))
-        self.ring = settings.learning_ring
-        self.slots = -(-self.ring // SEGMENT)
         self.thresholds = dict(settings.convergence_threshold)
         self.other_threshold = self.thresholds.get("", 0.01)
         self.hold = settings.convergence_hold
-        reads = StreamSettings(self.ring, sorted(self.thresholds.items()), self.hold)
-        self.closed = Table("learning_points", ClosedPoints, rank=50, settings=reads)
-        self.rows = Table("learning", StreamState, rank=55, settings=reads)
-        self.tables = (self.closed, self.rows, *self.goals.tables)
-        self.handlers = {LearningRecorded: self.recorded, **self.goals.handlers}
+        reads = StreamSettings(settings.learning_ring, sorted(self.thresholds.items()), self.hold)
+        self.rows = Table("learning", StreamState, rank=50, settings=reads)
+        self.ring = Ring("learning_points", POINT, settings.learning_ring, rank=51, settings=reads)
+        self.tables = (self.rows, *self.ring.tables, *self.goals.tables)
+        self.handlers = {**self.goals.handlers, LearningRecorded: self.recorded}
         self.views = (*LearningViews(self).views, *self.goals.views)
 
     # ---- absorbing
 
     def recorded(self, event: Event, p: Partition) -> None:
-        """Absorb one step of learning progress."""
+        """Absorb one step of learning progress: the stream, its ring, and the goals that want its figures."""
         data: LearningRecorded = event.data
         key = (data.task_type, data.run or "")
+        time_us, score, metric = p.time_us, data.performance_score, data.convergence_metric
         state = p.open(self.rows, event.tenant, key)
-        if state is None:
-            return
-        time_us, metric = p.time_us, data.convergence_metric
-        state.points += POINT.pack(time_us, p.offset, data.performance_score, data.learning_rate, data.episode_count, metric)
-        if len(state.points) == _FULL:
-            self.close_segment(event.tenant, p, key, state)
-        state.home = p.number
-        state.n += 1
-        state.scores += data.performance_score
-        state.rates += data.learning_rate
-        state.metrics += metric
-        threshold = self.thresholds.get(data.task_type, self.other_threshold)
+        if state is not None:
+            state.home = p.number
+            n = state.n = state.n + 1
+            state.scores += score
+            state.rates += data.learning_rate
+            state.metrics += metric
+            self.converge(event, p, key, state, metric)
+            if n % EVERY == 0 and n >= LEAST:
+                self.judge(event, p, key, state, score)
+        self.ring.append(p, event.tenant, key, POINT.pack(time_us, p.offset, score, data.learning_rate, data.episode_count, metric))
+        self.goals.learned(event, p)
+
+    def converge(self, event: Event, p: Partition, key: Key, state: StreamState, metric: float) -> None:
+        """Count a convergence, and move the stream in or out."""
+        time_us = p.time_us
+        threshold = self.thresholds.get(key[0], self.other_threshold)
         below = metric < threshold
         if below:
             note(state, time_us, p.offset, metric)
@@ -192,22 +106,11 @@ class Learning(Fold):
         if state.streak >= self.hold:
             self.turn(event, p, key, state, metric, threshold)
 
-    def close_segment(self, tenant: str, p: Partition, key: Key, state: StreamState) -> None:
-        """Put the full segment into the ring of closed ones, over the oldest, and open the next."""
-        closed = p.open(self.closed, tenant, (*key, str(state.segment % self.slots)))
-        if closed is not None:
-            closed.number = state.segment
-            closed.points = bytes(state.points)
-            closed.newest_us = max(point[0] for point in POINT.iter_unpack(closed.points))
-        state.segment += 1
-        state.points = bytearray()
-
     def turn(self, event: Event, p: Partition, key: Key, state: StreamState, metric: float, threshold: float) -> None:
         """Enter convergence or leave it, and tell so."""
         inside = state.inside = not state.inside
         state.streak = 0
-        task, run = key
-        who = f"{task} in run {run}" if run else task
+        who = called(key)
         if inside:
             state.entered += 1
             state.entered_us = p.time_us
@@ -220,18 +123,38 @@ class Learning(Fold):
             period, state.period = state.period, ""
             previous, level = "info", "ok"
             message = f"{who} has left convergence: its metric is {metric:g}, {threshold:g} or above."
-        emit(
-            p,
-            event,
-            rule=CONVERGED,
-            subject=encode_key(task, run or None).decode(),
-            period=period,
-            previous=previous,
-            level=level,
-            value=metric,
-            threshold=threshold,
-            message=message,
-        )
+        tell(event, p, key, CONVERGED, period, previous, level, metric, threshold, message)
+
+    def judge(self, event: Event, p: Partition, key: Key, state: StreamState, score: float) -> None:
+        """Whether the scores of the stream decline: over its last `WINDOW` points, this one included."""
+        scores = self.window(event.tenant, p, key, state, score)
+        n = len(scores)
+        line = fit(range(n), scores)
+        trend, chance = line.slope or 0.0, 1.0 if line.p is None else line.p
+        fall = -trend * n
+        if not state.falling:
+            if n >= LEAST and chance < SURE_P and fall > FALL:
+                state.falling = day(p.time_us)
+                message = f"{called(key)} is declining: its score fell by {fall:.3g} over its last {n} events (p = {chance:.1g})."
+                tell(event, p, key, DECLINING, state.falling, "ok", "warning", fall, FALL, message)
+        elif trend >= 0.0 or chance > UNSURE_P:
+            message = f"{called(key)} is no longer declining: over its last {n} events its score {'rose' if trend > 0.0 else 'shows no trend'}."
+            tell(event, p, key, DECLINING, state.falling, "warning", "ok", fall, FALL, message)
+            state.falling = ""
+
+    def window(self, tenant: str, p: Partition, key: Key, state: StreamState, score: float) -> list[float]:
+        """Scores of the stream's last `WINDOW` points by (time, offset), oldest first, with that of the current record."""
+        found = [(p.time_us, p.offset, score)]
+        for newest_us, packed in self.ring.before(p, tenant, key):
+            if len(found) >= WINDOW:
+                if not state.late:
+                    break
+                if newest_us < found[0][0]:
+                    continue
+            found += [entry[:3] for entry in POINT.iter_unpack(packed)]
+            found.sort()
+            del found[:-WINDOW]
+        return [entry[2] for entry in found]
 
     # ---- answering
 
@@ -246,18 +169,6 @@ class Learning(Fold):
         found.sort(key=lambda item: (item[0], item[1].home))
         return found
 
-    def blocks(self, reader: Reader, key: Key, state: StreamState) -> Iterator[tuple[float, bytes | bytearray]]:
-        """The ring of a stream, segments from new to old, exactly its last `learning_ring` points: (greatest time, packed points)."""
-        yield inf, state.points[-self.ring * SIZE :]
-        left = self.ring - len(state.points) // SIZE
-        for number in range(state.segment - 1, max(-1, state.segment - 1 - self.slots), -1):
-            if left <= 0:
-                return
-            for home, closed in reader.placed(self.closed, (*key, str(number % self.slots))):
-                if home == state.home and closed.number == number:
-                    yield closed.newest_us, closed.points[-left * SIZE :]
-            left -= SEGMENT
-
     def last(self, reader: Reader, streams: list[tuple[Key, StreamState]], n: int, since_us: int = LONG_AGO) -> list[Point]:
         """The last points of streams, oldest first: the greatest by (time, partition, offset) in their rings.
 
@@ -271,7 +182,7 @@ class Learning(Fold):
             if state.newest_us < least:
                 break
             task, home = key[0], state.home
-            for newest_us, packed in self.blocks(reader, key, state):
+            for newest_us, packed in self.ring.blocks(reader, key, home):
                 if newest_us >= least:
                     points = POINT.iter_unpack(packed)
                     found += [(t, home, at, score, rate, k, metric, task) for t, at, score, rate, k, metric in points if t >= least]
@@ -283,10 +194,22 @@ class Learning(Fold):
         return sorted(found)[-n:]
 
 
-def note(state: StreamState, time_us: int, offset: int, metric: float) -> None:
-    """Count a convergence."""
-    state.below += 1
-    state.below_sum += metric
-    if state.first_below_us is None or time_us < state.first_below_us:
-        state.first_below_us = time_us
-    state.recent = sorted([*state.recent, (time_us, offset, metric)])[-RECENT:]
+def called(key: Key) -> str:
+    """A stream in a sentence."""
+    return f"{key[0]} in run {key[1]}" if key[1] else key[0]
+
+
+def tell(event: Event, p: Partition, key: Key, rule: str, period: str, previous: str, level: str, value: float, threshold: float, message: str) -> None:
+    """Put out a message about a stream; its subject is ``task_type|run``, or ``task_type`` without a run."""
+    emit(
+        p,
+        event,
+        rule=rule,
+        subject=encode_key(key[0], key[1] or None).decode(),
+        period=period,
+        previous=previous,
+        level=level,
+        value=value,
+        threshold=threshold,
+        message=message,
+    )

@@ -130,10 +130,19 @@ class Pairs(msgspec.Struct, array_like=True, gc=False):
     @classmethod
     def of(cls, xs: Iterable[float], ys: Iterable[float]) -> Pairs:
         """Sums of these pairs; both of one length."""
-        pairs = cls()
-        for x, y in zip(xs, ys, strict=True):
-            pairs.add(x, y)
-        return pairs
+        n = 0
+        mean_x = m2_x = mean_y = m2_y = cxy = 0.0
+        for x, y in zip(xs, ys, strict=True):  # `add`, written out: several times as fast, and the same to the last bit
+            n += 1
+            dx = x - mean_x
+            dy = y - mean_y
+            mean_x += dx / n
+            mean_y += dy / n
+            rest = y - mean_y
+            m2_x += dx * (x - mean_x)
+            m2_y += dy * rest
+            cxy += dx * rest
+        return cls(n, mean_x, m2_x, mean_y, m2_y, cxy)
 
     def add(self, x: float, y: float) -> None:
         """Take in one pair."""

@@ -167,6 +167,7 @@ class Partition:
         next: the offset expected next.
         outputs: records to publish, in order.
         dirty: changed rows, a set a table.
+        peers: the partitions of the topic whose rows are here, this one among them. Outputs may be made from their rows, rows never.
         whole: False while records are being absorbed, and for good after a fold raised.
     """
 
@@ -195,6 +196,7 @@ class Partition:
         self.time_us = 0
         self.next = 0
         self.window = Window(self)
+        self.peers: Sequence[Partition] = (self,)
         self.whole = True
         self._counting = True
 

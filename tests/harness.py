@@ -47,6 +47,9 @@ class Log:
         self.schema = Schema(folds)
         self.count = partitions
         self.topics = {topic: [Partition(topic, n, self.schema, count=partitions, bounds=bounds) for n in range(partitions)] for topic in SOURCE_TOPICS}
+        for found in self.topics.values():
+            for partition in found:
+                partition.peers = found
         self.records: dict[tuple[str, int], list[Rec]] = {(t, n): [] for t in self.topics for n in range(partitions)}
         self.outputs: list[Output] = []
         self.homes = {table.wire: fold.topics for fold in folds for table in fold.tables if fold.topics}

@@ -14,7 +14,7 @@ from scipy import stats
 
 from tables.dedupe import IDS
 from tables.fold import BadParameter
-from tables.goal_state import HISTORY, SLOTS, GoalBounds, GoalState
+from tables.goal_state import HISTORY, GoalBounds, GoalState
 from tables.goals import Goals
 from tables.partition import HEAD, Partition
 from tables.rows import Row, parse_wire_key
@@ -384,7 +384,7 @@ def test_after_twenty_thousand_values_a_goal_holds_no_more_than_its_ring() -> No
     state = log.reader().rows(fold.rows, ("", "g"))[0]
     assert [x for _, x in fold.asked.points(log.reader(), ("", "g"), state)] == [float(i) for i in range(19_901, 20_001)]
     spaces = log.topics["training"][0].spaces
-    assert len(spaces[fold.history.index]["golden"]) == SLOTS
+    assert len(spaces[fold.ring.closed.index]["golden"]) == fold.ring.slots
     assert max(len(row[1]) for key, row in rows(log.topics["training"][0]).items() if key[0].startswith("goal")) < 2048
 
 

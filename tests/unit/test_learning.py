@@ -16,8 +16,10 @@ from scipy import stats
 
 from tables.dedupe import IDS
 from tables.fold import BadParameter
-from tables.learning import SEGMENT, Learning, LearningSettings
+from tables.learning import Learning
+from tables.learning_state import LearningSettings
 from tables.partition import HEAD, Partition
+from tables.rings import SEGMENT
 from tables.rows import Row, parse_wire_key
 from tables.times import rfc3339
 from tests.harness import VECTORS, Log, subset
@@ -464,7 +466,7 @@ def test_after_twenty_thousand_events_no_answer_holds_more_than_the_ring_and_the
     assert (report["total_learning_events"], report["recent_events_analyzed"]) == (20_000, ring)
     assert log.get("/learning/metrics")["total_learning_events"] == 20_000
     p = log.topics["training"][0]
-    assert len(p.spaces[fold.closed.index]["golden"]) == -(-ring // SEGMENT)
+    assert len(p.spaces[fold.ring.closed.index]["golden"]) == -(-ring // SEGMENT)
     assert max(len(value) for key, (_, value) in rows(p).items() if key[0].startswith("learning")) < 2048
 
 
