@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from operator import mul
 from typing import Any, NamedTuple
 
 from .goal_state import GoalState
@@ -59,6 +60,27 @@ def foresee(state: GoalState, points: Sequence[tuple[int, float]]) -> Estimate |
         return Estimate(moment(speed), None, None, line.slope, None)
     half = t_quantile(0.95, line.n - 2) * line.stderr
     return Estimate(moment(speed), moment(speed + half), moment(speed - half), line.slope, line.stderr)
+
+
+def settled(state: GoalState, points: Sequence[tuple[int, float]], deadline_us: int, at_risk: bool) -> bool:
+    """Whether a rough estimate shows already that the goal stays at risk, or stays out of it: most of the time, at a third of the cost.
+
+    Args:
+        points: as of `foresee`.
+        deadline_us: microseconds since the epoch.
+        at_risk: as it stands.
+    """
+    current, current_us = state.current, state.current_us
+    if current is None or current_us is None:
+        return False
+    times = [time_us for time_us, _ in points]
+    middle = sum(times) // len(times)
+    apart = [float(time_us - middle) for time_us in times]
+    slope = sum(map(mul, apart, [value for _, value in points])) / (sum(map(mul, apart, apart)) or 1.0)
+    if not (slope < 0.0 if state.at_most else slope > 0.0):
+        return False
+    ahead_us = (state.target - current) / slope
+    return current_us + 0.99 * ahead_us > deadline_us if at_risk else current_us + 1.01 * ahead_us < deadline_us
 
 
 def estimate(state: GoalState, points: Sequence[tuple[int, float]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from streams.events import ClockTicked, GoalCreated, GoalProgressed, LearningRec
 
 from .alerting import emit
 from .fold import Fold, Refused
-from .goal_estimate import foresee
+from .goal_estimate import foresee, settled
 from .goal_links import GoalLinks
 from .goal_state import HISTORY, NEVER, POINT, Due, GoalBounds, GoalState, Key, called, content, name_of
 from .goal_views import GoalViews
@@ -194,16 +194,19 @@ class Goals(Fold):
         points = [point]
         for _, packed in self.ring.before(p, event.tenant, key):
             points[:0] = POINT.iter_unpack(packed)
+        if settled(state, points, deadline_us, bool(state.risk)):
+            return
         found = foresee(state, points)
         if found is None:
             return
-        when = {"deadline": rfc3339(deadline_us), **found.shown()}
         if not state.risk:
             if found.low_us is not None and found.low_us > deadline_us:
+                when = {"deadline": rfc3339(deadline_us), **found.shown()}
                 state.risk = day(p.time_us)
                 message = f"The {called(key)} will not be reached by {when['deadline']}: {state.current:g} now, {limit(state)} is wanted."
                 tell(event, p, key, AT_RISK, state.risk, "ok", "warning", state.current, state.target, message, extra=when)
         elif found.eta_us <= deadline_us:
+            when = {"deadline": rfc3339(deadline_us), **found.shown()}
             message = f"The {called(key)} is expected to be reached by {when['deadline']} again: {state.current:g} now, {limit(state)} is wanted."
             tell(event, p, key, AT_RISK, state.risk, "warning", "ok", state.current, state.target, message, extra=when)
             state.risk = ""

@@ -11,6 +11,8 @@ The rules this file keeps:
 
 from __future__ import annotations
 
+from operator import mul
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from streams.events import LearningRecorded
@@ -38,6 +40,10 @@ EVERY = 10
 """Events of a stream from one look for a decline to the next."""
 WINDOW, LEAST = 50, 30
 """Points that a decline is judged by, and the fewest."""
+STEPS = {n: [(i - (n - 1) / 2) / (n * (n * n - 1) / 12) for i in range(n)] for n in range(LEAST, WINDOW + 1)}
+"""By number of points: what each weighs in the slope of a line through them."""
+SCORE = Struct("<16xd24x")
+"""Of a `POINT` the score alone."""
 SURE_P, FALL, UNSURE_P = 0.001, 0.05, 0.05
 """A decline begins with a p below and a fall of more over the window; it ends with a p above, or without a slope downwards."""
 
@@ -129,11 +135,13 @@ class Learning(Fold):
         """Whether the scores of the stream decline: over its last `WINDOW` points, this one included."""
         scores = self.window(event.tenant, p, key, state, score)
         n = len(scores)
+        if n < LEAST or (not state.falling and -sum(map(mul, STEPS[n], scores)) * n < 0.9 * FALL):
+            return  # nothing is open, and nothing near the limit: what nearly every look ends with
         line = fit(range(n), scores)
         trend, chance = line.slope or 0.0, 1.0 if line.p is None else line.p
         fall = -trend * n
         if not state.falling:
-            if n >= LEAST and chance < SURE_P and fall > FALL:
+            if chance < SURE_P and fall > FALL:
                 state.falling = day(p.time_us)
                 message = f"{called(key)} is declining: its score fell by {fall:.3g} over its last {n} events (p = {chance:.1g})."
                 tell(event, p, key, DECLINING, state.falling, "ok", "warning", fall, FALL, message)
@@ -144,16 +152,19 @@ class Learning(Fold):
 
     def window(self, tenant: str, p: Partition, key: Key, state: StreamState, score: float) -> list[float]:
         """Scores of the stream's last `WINDOW` points by (time, offset), oldest first, with that of the current record."""
+        if not state.late:  # the log's order is that of time
+            scores = [score]
+            for _, packed in self.ring.before(p, tenant, key):
+                scores[:0] = [entry[0] for entry in SCORE.iter_unpack(packed)]
+                if len(scores) >= WINDOW:
+                    break
+            return scores[-WINDOW:]
         found = [(p.time_us, p.offset, score)]
         for newest_us, packed in self.ring.before(p, tenant, key):
-            if len(found) >= WINDOW:
-                if not state.late:
-                    break
-                if newest_us < found[0][0]:
-                    continue
-            found += [entry[:3] for entry in POINT.iter_unpack(packed)]
-            found.sort()
-            del found[:-WINDOW]
+            if len(found) < WINDOW or newest_us >= found[0][0]:
+                found += [entry[:3] for entry in POINT.iter_unpack(packed)]
+                found.sort()
+                del found[:-WINDOW]
         return [entry[2] for entry in found]
 
     # ---- answering

@@ -239,10 +239,11 @@ def test_every_missed_deadline_is_told_by_the_record_that_a_plain_reading_of_the
             elif event["type"].startswith("goal.progressed") and data["current"] <= goals[key]["target"]:
                 goals[key]["done"] = True
             for (owner, task, name), one in goals.items():
-                if owner == tenant and "deadline" in one and not one["done"] and not one["told"]:
-                    if mark[tenant] > to_us(datetime.fromisoformat(one["deadline"])):
-                        one["told"] = True
-                        wanted.add((event["id"], (task.replace("%", "%25").replace("|", "%7C") + "|" if task else "") + name))
+                if owner != tenant or "deadline" not in one or one["done"] or one["told"]:
+                    continue
+                if mark[tenant] > to_us(datetime.fromisoformat(one["deadline"])):
+                    one["told"] = True
+                    wanted.add((event["id"], (task.replace("%", "%25").replace("|", "%7C") + "|" if task else "") + name))
     opened = [(a["derivedfrom"], a["subject"]) for a in log.alerts("goal.missed") if a["type"] == "alert.opened.v1"]
     assert len(opened) == len(set(opened)) > 5
     assert set(opened) == wanted
