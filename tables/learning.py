@@ -11,6 +11,7 @@ The rules this file keeps:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -166,6 +167,10 @@ class Learning(Fold):
                 found.sort()
                 del found[:-WINDOW]
         return [entry[2] for entry in found]
+
+    def due(self, p: Partition) -> Iterable[tuple[str, int]]:
+        """What waits for time: the deadlines of goals."""
+        return self.goals.due(p)
 
     # ---- answering
 
