@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 
 
 class GoalParams(msgspec.Struct, frozen=True):
-    """``/goals/{id}``: an empty `task_type` is that of the goals without one."""
+    """``/goals/{id}``: an empty `task_type` is that of the goals without one; `history` adds the values."""
 
     id: str
     task_type: str | None = None
+    history: bool = False
 
 
 class GoalsParams(msgspec.Struct, frozen=True):
-    """``/learning/goals``"""
+    """``/learning/goals``: `history` adds the values of each."""
 
     task_type: str | None = None
     state: Literal["active", "completed", "regressed"] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
     cursor: str | None = None
+    history: bool = False
 
 
 class GoalViews:
@@ -64,10 +66,10 @@ class GoalViews:
             points[:0] = POINT.iter_unpack(packed)
         return points
 
-    def render(self, reader: Reader, key: Key, state: GoalState) -> dict[str, Any]:
+    def render(self, reader: Reader, key: Key, state: GoalState, history: bool) -> dict[str, Any]:
         """Everything about a goal."""
         points = self.points(reader, key, state)
-        return {
+        answer = {
             "goal_id": key[1],
             "description": state.description,
             "task_type": key[0] or None,
@@ -89,6 +91,10 @@ class GoalViews:
             "n": len(points),
             "n_total": state.n,
         }
+        if history:
+            answer["given_start"] = state.start
+            answer["history"] = [{"time": rfc3339(time_us), "current": current} for time_us, current in leading(state, points) + points]
+        return answer
 
     def shown(self, reader: Reader, params: GoalParams) -> dict[str, Any]:
         """One goal."""
@@ -103,7 +109,7 @@ class GoalViews:
         if len(found) > 1:
             types = ", ".join(key[0] or "(none: give it empty)" for key, _ in found)
             raise BadParameter("task_type", f"goals of several task types have this id: {types}")
-        return {**self.render(reader, *found[0]), "as_of": rfc3339_or_none(reader.as_of())}
+        return {**self.render(reader, *found[0], params.history), "as_of": rfc3339_or_none(reader.as_of())}
 
     def listed(self, reader: Reader, params: GoalsParams) -> dict[str, Any]:
         """The summary: figures over all goals (of the task type), and those of the state asked for."""
@@ -121,6 +127,23 @@ class GoalViews:
             "active_goals": len(goals) - len(times),
             "completion_rate": len(times) / len(goals) if goals else 0.0,
             "avg_completion_time_s": fsum(times) / len(times) / SECOND_US if times else None,
-            "goals": [self.render(reader, key, state) for key, state in part],
+            "goals": [self.render(reader, key, state, params.history) for key, state in part],
             "cursor": cursor,
         }
+
+
+def leading(state: GoalState, points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """What of the values that left the ring still counts, so that a goal made of the history again stands as this one.
+
+    Returns:
+        The first value, the one that reached the target, the latest one; nothing where the ring holds all values.
+    """
+    first, done_us, current, current_us = state.first, state.completed_us, state.current, state.current_us
+    if state.n <= len(points) or first is None or current is None or current_us is None:
+        return []
+    found = [(done_us if done_us is not None and state.met(first) else state.created_us, first)]
+    if done_us is not None and not any(time_us == done_us and state.met(value) for time_us, value in found + points):
+        found.append((done_us, state.target))
+    if (current_us, current) not in points:
+        found.append((current_us, current))
+    return found

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from .fold import BadParameter, NotFound, Reader, View, names
+from streams.keys import encode_key
+
+from .fold import BadParameter, NotFound, Reader, View, names, page
 from .goal_views import GoalsParams
 from .learning_figures import LIVE, Streams, convergence_of, mean, share, tendency, trend_of
 from .moments import Moments
@@ -20,7 +22,7 @@ from .times import HOUR_US, rfc3339, rfc3339_or_none, to_us
 
 if TYPE_CHECKING:
     from .learning import Learning
-    from .learning_state import Point
+    from .learning_state import Key, Point, StreamState
 
 MOST_TASKS = 100
 CURVE = ("time", "score", "learning_rate", "episode_count", "convergence_metric")
@@ -71,6 +73,15 @@ class ConvergenceParams(msgspec.Struct, frozen=True):
     at: Moment | None = None
 
 
+class StreamsParams(msgspec.Struct, frozen=True):
+    """``/learning/streams``: an empty `run` is that of the events without one."""
+
+    task: Task | None = None
+    run: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 100
+    cursor: str | None = None
+
+
 class LearningViews:
     """The views of the fold of learning events.
 
@@ -85,6 +96,7 @@ class LearningViews:
             View("/learning/metrics", MetricsParams, self.metrics, topics, "How training goes right now, by its last ten events."),
             View("/learning/report", ReportParams, self.report, topics, "Performance, dynamics, tasks and goals over the last events."),
             View("/learning/curve", CurveParams, self.curve, topics, "The points of a learning curve, oldest first."),
+            View("/learning/streams", StreamsParams, self.streams, topics, "Every task and run, how much it has recorded, and how it stands."),
             View("/learning/trend", TrendParams, self.trend, topics, "Whether a task gets better, how fast, and whether that is noise."),
             View("/learning/convergence", ConvergenceParams, self.convergence, topics, "What has converged, how often, and since when."),
         )
@@ -124,6 +136,29 @@ class LearningViews:
             point = dict(zip(CURVE, (rfc3339(time_us), score, rate, episodes, metric), strict=True))
             shown.append({name: point[name] for name in fields})
         return {"task": params.task, "run": params.run, "points": shown, "as_of": rfc3339_or_none(reader.as_of())}
+
+    def streams(self, reader: Reader, params: StreamsParams) -> dict[str, Any]:
+        """Streams by name; `kept` points of each are in its curve."""
+        found: dict[str, list[tuple[Key, StreamState]]] = {}
+        for key, state in self.fold.streams(reader, params.task, params.run):
+            found.setdefault(encode_key(*key).decode(), []).append((key, state))
+        shown, cursor = page(list(found.items()), params.limit, params.cursor, lambda item: item[0])
+        return {
+            "streams": [
+                {
+                    "task": mine[0][0][0],
+                    "run": mine[0][0][1] or None,
+                    "total_events": sum(state.n for _, state in mine),
+                    "kept": sum(min(state.n, self.fold.ring.size) for _, state in mine),
+                    "last_update": rfc3339(max(state.newest_us for _, state in mine)),
+                    "converged": any(state.inside for _, state in mine),
+                    "declining": any(bool(state.falling) for _, state in mine),
+                }
+                for _, mine in shown
+            ],
+            "cursor": cursor,
+            "as_of": rfc3339_or_none(reader.as_of()),
+        }
 
     def trend(self, reader: Reader, params: TrendParams) -> dict[str, Any]:
         """The trend of one task, or of several in one answer (a task never seen then has n = 0)."""

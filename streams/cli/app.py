@@ -9,7 +9,7 @@ from confluent_kafka import KafkaException
 from cyclopts import App, CycloptsError
 
 from ..errors import PulsefoldError
-from . import files, kafka, service
+from . import files, kafka, learning, service
 from .publish import publish
 from .query import query
 
@@ -34,6 +34,8 @@ alerts.command(kafka.tail)
 dead_letters.command(kafka.list_dead_letters, name="list")
 exports.command(files.export_trust, name="trust")
 imports.command(files.import_trust, name="trust")
+exports.command(learning.export, name="learning")
+imports.command(learning.import_, name="learning")
 
 
 def run(argv: Sequence[str]) -> int:

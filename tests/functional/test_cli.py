@@ -95,6 +95,36 @@ def test_publish_counts_what_was_taken_and_refused_by_line(embedded: EmbeddedBro
     assert missing.returncode == 2 and "404" in missing.stderr
 
 
+def test_learning_goes_into_a_file_and_back_and_a_linked_goal_moves_over_partitions(embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path) -> None:
+    lines = [{"type": "goal.created.v1", "time": "2026-03-02T00:00:00Z", "data": {"goal_id": "g", "target": 0.9, "metric": "performance_score"}}]
+    data = {"learning_rate": 0.1, "convergence_metric": 0.5, "task_type": "t"}
+    for n in range(20):
+        body = {**data, "performance_score": n / 20, "episode_count": n, "run": f"r{n % 3}"}
+        lines.append({"type": "learning.recorded.v1", "time": f"2026-03-02T00:00:{n:02}Z", "data": body})
+    bootstrap = ("--bootstrap", embedded.bootstrap)
+    assert pulsefold("publish", "-", *bootstrap, stdin=json.dumps(lines[0])).returncode == 0
+    worker.until(lambda: worker.get("/learning/goals")["total_goals"] == 1)
+    assert pulsefold("publish", "-", *bootstrap, stdin="\n".join(map(json.dumps, lines[1:]))).returncode == 0
+    worker.until(lambda: worker.get("/goals/g")["n_total"] == 20)
+    file, again = tmp_path / "learning.json", tmp_path / "again.json"
+    url = f"http://127.0.0.1:{worker.port}"
+    done = pulsefold("export", "learning", str(file), "--url", url)
+    assert (done.returncode, done.stderr) == (0, "20 learning events, 1 goals\n"), done
+    broken = file.read_text().replace('"current": 0.95', '"current": null').splitlines()
+    (tmp_path / "broken.json").write_text("\n".join(broken))
+    done = pulsefold("import", "learning", str(tmp_path / "broken.json"), *bootstrap, "--tenant", "other", "--json")
+    assert done.returncode == 1
+    assert [one["line"] for one in json.loads(done.stdout)["refused"]] == [next(i for i, line in enumerate(broken, 1) if "null}" in line)]
+    for _ in range(2):
+        done = pulsefold("import", "learning", str(file), *bootstrap, "--tenant", "new", "--json")
+        assert (done.returncode, json.loads(done.stdout)["delivered"]) == (0, 41), done
+    worker.until(worker.absorbed)
+    assert pulsefold("export", "learning", str(again), "--url", url, "--tenant", "new").returncode == 0
+    first, second = json.loads(file.read_text()), json.loads(again.read_text())
+    assert second["learning_events"] == first["learning_events"]
+    assert second["goals"][0]["n_total"] == 20 and second["goals"][0]["percentage"] == first["goals"][0]["percentage"]
+
+
 def test_replay_agrees_with_the_live_tables(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
     lines = "\n".join(json.dumps({"id": str(n), "type": "cost.incurred.v1", "time": "2026-03-02T00:00:00Z", "data": {"cost": "0.1"}}) for n in range(200))
     assert pulsefold("publish", "-", "--bootstrap", embedded.bootstrap, stdin=lines).returncode == 0
