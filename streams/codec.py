@@ -23,6 +23,7 @@ from .events import (
     CustomRecorded,
     Data,
     Event,
+    GoalCreated,
     JudgmentRecorded,
     LearningRecorded,
     MetricRecorded,
@@ -332,6 +333,12 @@ def _learning(data: LearningRecorded) -> None:
         raise _bad("data.metadata", f"at most {MAX_METADATA_BYTES} bytes", "too_large")
 
 
+def _goal(data: GoalCreated) -> None:
+    _names(data)
+    if data.deadline is not None and not 1970 <= data.deadline.year < 9999:
+        raise _bad("data.deadline", "expected a moment of the years 1970 to 9998")
+
+
 def _judgment(data: JudgmentRecorded) -> None:
     if data.overall_score is None and not data.criteria:
         raise _bad("data.overall_score", "is required where there are no criteria")
@@ -356,6 +363,7 @@ _CHECKS: dict[type[Any], Callable[[Any], None]] = {
     MetricRecorded: _metric,
     BudgetSet: _budget,
     LearningRecorded: _learning,
+    GoalCreated: _goal,
     JudgmentRecorded: _judgment,
     VariablePerformanceUpdated: _free("new_score"),
     CustomRecorded: _free("fields"),
