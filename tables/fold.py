@@ -187,6 +187,8 @@ class Standing:
 
     level: str = "ok"
     period: str | None = None
+    told: frozenset[str] = frozenset()
+    """Subjects of the rule with an open alert, and those that such an alert names as related (rules with a `beat` only)."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class Verdict:
     threshold: float | None
     message: str
     reason: str | None = None
+    related: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ class MergedRule:
         table: whose changed rows make a subject due.
         subject: row key -> subject (parts joined as record keys are).
         judge: (reader of the tenant, row key, standing) -> verdict; None = leave it as it stands.
+        beat: where given, any changed row of this table makes every subject of its tenant due: for rules that depend on time.
     """
 
     name: str
@@ -217,3 +221,4 @@ class MergedRule:
     table: Table[Any]
     subject: Callable[[tuple[str, ...]], str]
     judge: Callable[[Reader, tuple[str, ...], Standing], Verdict | None]
+    beat: Table[Any] | None = None

@@ -1,4 +1,4 @@
-"""Variables as they are asked for: partials merged, scores, ranks, lifetime drift, and the alert on it.
+"""Variables as they are asked for: partials merged, scores, ranks, drift.
 
 The rules this file keeps: limits are strict and compare rounded figures (4 decimals, 1 - t too), so exactly .25 and .75 are
 not flagged; ranks order what is shown, so that no rounding noise of a float breaks a tie; ``null`` is last either way.
@@ -7,29 +7,18 @@ not flagged; ranks order what is shown, so that no rounding noise of a float bre
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from math import inf
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from math import inf, isfinite, sqrt
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from streams.keys import encode_key
-
-from .alerting import LEVELS
-from .fold import BadParameter, MergedRule, NotFound, Reader, Standing, Verdict, View, page
-from .moments import Moments
+from .fold import BadParameter, NotFound, Reader, View, page
+from .hours import NO_HOUR
 from .times import rfc3339, rfc3339_or_none
+from .variable_states import TOPIC, History, Partial, Registration, Sums, VariableSettings, VariableTables
 
-if TYPE_CHECKING:
-    from .variables import Partial, Registration, VariableSettings, VariableTables
-
-Key = tuple[str, ...]
-
-ALERT = "drift.variable"
-ALERT_MIN_COUNT = 20
-"""Forecasts below which `drift.variable` does not open."""
 UPDATES = 100
 """Performance updates kept of a variable."""
-OK, WARNING = LEVELS[0], LEVELS[2]
 
 RANK_KEYS = (
     "count", "avg_confidence", "avg_fragility", "avg_alignment", "certified_count", "certified_ratio", "volatility", "trust_weight",
@@ -53,7 +42,8 @@ class Merged:
         avg_confidence, avg_fragility, avg_alignment, certified_ratio: unrounded; None without what they are a mean of.
         first: (event time, partition, offset, place in the inputs) of its first sight, for ties; infinite without forecasts.
         first_us, last_us: least and greatest event time, microseconds; None without forecasts.
-        value, last_value: sums of its values; the value of the last event.
+        low, high, last_value: least and greatest of its values, and that of the last event; None without forecasts.
+        transitions: of tags, changes of them, of arc labels, changes of those.
         outside: values beyond the registered limits; at least so many unless `outside_exact`.
     """
 
@@ -61,7 +51,9 @@ class Merged:
         self.name = name
         self.registration = registration
         self.count = self.certified = self.alignments = self.outside = 0
-        self.value = Moments()
+        self.low: float | None = None
+        self.high: float | None = None
+        self.transitions = [0, 0, 0, 0]
         self.last_value: float | None = None
         self.first: tuple[float, int, int, int] = (inf, 0, 0, 0)
         self.first_us: int | None = None
@@ -78,7 +70,10 @@ class Merged:
             fragility += state.fragility
             self.alignments += state.alignments
             alignment += state.alignment
-            self.value.merge(state.values())
+            self.low = state.lows[0] if self.low is None else min(self.low, state.lows[0])
+            self.high = state.highs[-1] if self.high is None else max(self.high, state.highs[-1])
+            for i, n in enumerate((state.tags, state.tag_changes, state.arcs, state.arc_changes)):
+                self.transitions[i] += n
             first = (state.first_us, state.home, state.first_offset, state.place)
             if first < self.first:
                 self.first, self.first_us = first, state.first_us
@@ -133,6 +128,19 @@ def newest(registrations: Iterable[Registration]) -> Registration | None:
     return found
 
 
+def whole(states: Iterable[Partial], histories: Iterable[History]) -> Sums:
+    """Closed and open hours of all partitions."""
+    sums = Sums()
+    closed = {}
+    for history in histories:
+        sums.merge(history.past)
+        closed[history.home] = history.hours.through
+    for state in states:
+        if state.hour > closed.get(state.home, NO_HOUR):  # not in the history yet: a follower may see that row first
+            sums.merge(state.open)
+    return sums
+
+
 class Variable(msgspec.Struct, frozen=True):
     """``/variables/{name}``"""
 
@@ -164,13 +172,6 @@ class RankParams(msgspec.Struct, frozen=True):
     min_count: Count = 1
 
 
-class DriftParams(msgspec.Struct, frozen=True):
-    """``/variables/drift``; the threshold's default is the setting."""
-
-    threshold: float | None = None
-    min_count: Count = 1
-
-
 class Scores:
     """Merging and rendering, with the settings in force.
 
@@ -188,6 +189,10 @@ class Scores:
         key = (name,)
         return Merged(name, reader.rows(self.kept.partials, key), newest(reader.rows(self.kept.registry, key)))
 
+    def sums(self, reader: Reader, name: str) -> Sums:
+        """A variable's values against its outcomes, over its whole life."""
+        return whole(reader.rows(self.kept.partials, (name,)), reader.rows(self.kept.histories, (name,)))
+
     def scored(self, merged: Merged) -> bool:
         """Whether it takes part in scores, ranks, drift and alerts: in strict mode only what is registered does."""
         return merged.registration is not None or not self.settings.variables_strict
@@ -203,7 +208,7 @@ class Scores:
             yield Merged(key[0], (), registration)
 
     def score(self, merged: Merged, as_of: int | None, exact: bool = False) -> dict[str, Any]:
-        """The fields of variables.md §4 (`lag` is added by HTTP). Scores of what is not scored are null.
+        """The fields of a score (`lag` is added by HTTP). Scores of what is not scored are null.
 
         Args:
             as_of: greatest event time that fed the answer, microseconds.
@@ -237,7 +242,8 @@ class Scores:
 
     def details(self, reader: Reader, merged: Merged) -> dict[str, Any]:
         """Registry fields, values and performance updates of one variable."""
-        known, value = merged.registration, merged.value
+        known, values = merged.registration, self.sums(reader, merged.name)
+        spread = 0.0 if merged.low == merged.high else values.x_m2
         return {
             "kind": known and known.kind,
             "default": known and known.default,
@@ -246,11 +252,11 @@ class Scores:
             "description": known and known.description,
             "registered_at": known and rfc3339(known.time_us),
             "value": {
-                "n": value.n,
-                "mean": value.mean if value.n else None,
-                "std": value.std,
-                "min": value.min if value.n else None,
-                "max": value.max if value.n else None,
+                "n": merged.count,
+                "mean": values.x if values.n else None,
+                "std": sqrt(spread / (values.n - 1)) if values.n > 1 and isfinite(spread) else None,
+                "min": merged.low,
+                "max": merged.high,
                 "last": merged.last_value,
             },
             "updates": self.updates(reader, merged.name),
@@ -267,43 +273,9 @@ class Scores:
         found.sort(key=lambda item: item[:3])
         return [{"id": one.id, "time": rfc3339(one.time_us), "new_score": msgspec.json.decode(one.score)} for *_, one in found[-UPDATES:]]
 
-    # ---- the alert
-
-    def judge(self, reader: Reader, key: Key, standing: Standing) -> Verdict | None:
-        """Whether a variable drifts; None leaves it as it stands (too few forecasts, or between the two limits)."""
-        t, margin = self.settings.drift_threshold, self.settings.drift_hysteresis
-        merged = self.one(reader, key[0])
-        fragility, ratio = rounded(merged.avg_fragility), rounded(merged.certified_ratio)
-        if fragility is None or ratio is None:
-            return None
-        name = merged.name
-        if not self.scored(merged):
-            if standing.level == OK:
-                return None
-            says = f"Variable {name} is not registered, and only registered ones are scored now: register it to have it watched."
-            return Verdict(OK, fragility, t, says, "settings_changed")
-        floor = round(1 - t, 4)
-        if standing.level == OK:
-            by = merged.drift(t)
-            if merged.count < ALERT_MIN_COUNT or not by:
-                return None
-            look = f"over {merged.count} forecasts: check its source and the models that use it"
-            if "fragility" in by:
-                return Verdict(WARNING, fragility, t, f"Variable {name} drifts, average fragility {fragility:g} is above {t:g} {look}.")
-            return Verdict(WARNING, ratio, floor, f"Variable {name} drifts, certified ratio {ratio:g} is below {floor:g} {look}.")
-        if fragility <= max(0.0, round(t - margin, 4)) and ratio >= min(1.0, round(1 - t + margin, 4)):
-            says = f"average fragility {fragility:g}, certified ratio {ratio:g} over {merged.count} forecasts"
-            return Verdict(OK, fragility, t, f"Variable {name} has recovered: {says}; nothing to do.")
-        return None
-
-
-def drift_rule(kept: VariableTables, settings: VariableSettings) -> MergedRule:
-    """``drift.variable``; its subject is the variable's name, encoded as in record keys."""
-    return MergedRule(ALERT, "forecasts", kept.partials, lambda key: encode_key(*key).decode(), Scores(kept, settings).judge)
-
 
 def variable_views(kept: VariableTables, settings: VariableSettings) -> list[View]:
-    """Views of variables.md §4 on scores, ranks and lifetime drift."""
+    """Views of scores and ranks."""
     scores = Scores(kept, settings)
 
     def one(reader: Reader, params: Variable) -> dict[str, Any]:
@@ -357,25 +329,9 @@ def variable_views(kept: VariableTables, settings: VariableSettings) -> list[Vie
         names = [score["name"] for score in shown]
         return {"key": key, "order": params.order, "names": names, "variables": shown, "as_of": rfc3339_or_none(as_of)}
 
-    def drift(reader: Reader, params: DriftParams) -> dict[str, Any]:
-        threshold = settings.drift_threshold if params.threshold is None else params.threshold
-        if not 0 < threshold < 1:
-            raise BadParameter("threshold", "expected a number above 0 and below 1")
-        flagged = [
-            (merged, by) for merged in scores.every(reader) if merged.count >= params.min_count and scores.scored(merged) and (by := merged.drift(threshold))
-        ]
-        flagged.sort(key=lambda item: item[0].name)
-        as_of = reader.as_of()
-        variables = []
-        for merged, by in flagged:
-            score = scores.score(merged, as_of)
-            variables.append({"name": score.pop("name"), "by": by, **score})
-        return {"threshold": threshold, "flagged": [v["name"] for v in variables], "variables": variables, "as_of": rfc3339_or_none(as_of)}
-
-    topics = ("forecasts",)
+    topics = (TOPIC,)
     return [
         View("/variables/rank", RankParams, rank, topics, "Variables ordered by a score, with their scores."),
-        View("/variables/drift", DriftParams, drift, topics, "Variables whose lifetime averages are beyond the limits."),
         View("/variables/{name}", Variable, one, topics, "One variable: scores, registration, values, performance updates."),
         View("/variables", ListParams, listed, topics, "All variables with their scores, by name."),
     ]

@@ -2,8 +2,8 @@
 
 The rules this file keeps:
   * a variable is fed by many models, so its state is a `Partial` a partition, and an answer merges them (`variable_views`);
-  * the rows of a record are independent of each other, so any of them may be ahead after a crash; only the ring of
-    performance updates reads its head, and the overflow count what is full;
+  * a row that is made from another's is written before it: closed hours before the open one, everything that counts a change
+    of tag or label before the last tag; the others are independent of each other, so any may be ahead after a crash;
   * names never go: what was beyond `max_variables` once stays beyond it, on every replay.
 
 Out of range is counted against the limits now registered, in whatever order registration and forecasts came. A registration
@@ -14,9 +14,8 @@ kept: exact while fewer than `EXTREMES` values of a partition lie beyond a limit
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
 from math import inf
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,192 +23,32 @@ from streams.derive import event_bytes
 from streams.events import ForecastIssued, VariablePerformanceUpdated, VariableRegistered
 from streams.keys import derived_id, encode_key
 
+from .drift import drift_rules, drift_view
 from .fold import Fold, Refused
-from .moments import Moments
-from .rows import Row, Table
-from .variable_views import UPDATES, drift_rule, variable_views
+from .influence import influence_view
+from .hours import Side
+from .rows import Row
+from .times import HOUR_US
+from .variable_states import MAX_NAMES_BYTES, MAX_TAGS, TOPIC, Partial, Sums, Update, VariableSettings, VariableTables
+from .variable_views import UPDATES, variable_views
+from .volatility import volatility_rules, volatility_view
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from streams.events import Event
 
     from .partition import Partition
+    from .rows import Table
 
-TOPIC = "forecasts"
-EXTREMES = 8
-"""Least and greatest values kept of a partial, each."""
 MAX_UPDATE_BYTES = 48 << 10
 """Of one `new_score` as JSON: rows stay under 64 KiB."""
-HUGE = 1e150
-"""A number whose square is still a double."""
-NEVER, ALWAYS = -(2**62), 2**62
-"""Before and after every event time, microseconds."""
-
-
-class VariableSettings(msgspec.Struct, frozen=True):
-    """Settings of variables.
-
-    Attributes:
-        variables_strict: names nobody registered are kept and listed, but not scored.
-        drift_threshold: t of lifetime drift: flagged above t in fragility or below 1 - t certified; also of ``drift.variable``.
-        drift_hysteresis: how far inside both limits the figures must be again for ``drift.variable`` to resolve.
-        max_variables: variables of a tenant in a partition (models and audited names likewise); further ones are overflow.
-    """
-
-    variables_strict: bool = False
-    drift_threshold: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.25
-    drift_hysteresis: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
-    max_variables: Annotated[int, msgspec.Meta(ge=0)] = 100_000
-
-
-class FoldSettings(msgspec.Struct, frozen=True):
-    """What of the settings the fold reads: its digest is part of the rows' version."""
-
-    max_variables: int
-
-
-class Partial(msgspec.Struct, array_like=True, gc=False):
-    """What the forecasts of one partition say about a variable.
-
-    Attributes:
-        count, certified: forecasts that used it, and those of them that were certified.
-        confidence, confidence2, fragility, fragility2: sums over them, and sums of squares.
-        alignments, alignment: how many had an alignment score, and its sum.
-        mean, m2: mean of the variable's values, and sum of squared deviations from it.
-        last_value: at `last_us`, the later offset of two.
-        first_us, last_us: least and greatest event time, microseconds; `ALWAYS` and `NEVER` without forecasts.
-        first_offset, place: record of the first event time (the earlier offset of two), and the name's place in its inputs.
-        home: the partition.
-        low, high, range_us: limits registered, infinite where there are none, and the event time of that registration.
-        outside: values beyond them; a lower bound unless `exact`.
-        lows, highs: the `EXTREMES` least and greatest values, ascending.
-        calm_low, calm_high: a value between them is neither an extreme, nor beyond the limits, nor huge.
-    """
-
-    count: int = 0
-    certified: int = 0
-    confidence: float = 0.0
-    confidence2: float = 0.0
-    fragility: float = 0.0
-    fragility2: float = 0.0
-    alignments: int = 0
-    alignment: float = 0.0
-    mean: float = 0.0
-    m2: float = 0.0
-    last_value: float = 0.0
-    first_us: int = ALWAYS
-    last_us: int = NEVER
-    first_offset: int = -1
-    place: int = 0
-    home: int = 0
-    low: float = -inf
-    high: float = inf
-    range_us: int = NEVER
-    outside: int = 0
-    exact: bool = True
-    lows: list[float] = []
-    highs: list[float] = []
-    calm_low: float = inf
-    calm_high: float = -inf
-
-    def values(self) -> Moments:
-        """Sums of the values."""
-        return Moments(self.count, self.mean, self.m2, self.lows[0], self.highs[-1]) if self.count else Moments()
-
-    def take_in(self, x: float) -> None:
-        """Enter a value outside the calm range; `count` has it already."""
-        n = self.count - 1
-        sums = Moments(n, self.mean, self.m2, self.lows[0], self.highs[-1]) if n else Moments()
-        sums.add(x)
-        self.mean, self.m2 = sums.mean, sums.m2
-        insort(self.lows, x)
-        del self.lows[EXTREMES:]
-        insort(self.highs, x)
-        del self.highs[:-EXTREMES]
-        if not self.low <= x <= self.high:
-            self.outside += 1
-        self.calm()
-
-    def calm(self) -> None:
-        """Settle the calm range anew."""
-        if len(self.lows) == EXTREMES:
-            self.calm_low = max(self.lows[-1], self.low, -HUGE)
-            self.calm_high = min(self.highs[0], self.high, HUGE)
-
-    def beyond(self, low: float, high: float) -> tuple[int, bool]:
-        """How many values lie outside low…high, and whether that is exact or at least so many."""
-        if low == self.low and high == self.high:
-            return self.outside, self.exact
-        n = self.count
-        if n and (self.highs[-1] < low or self.lows[0] > high):
-            return n, True
-        below = bisect_left(self.lows, low)
-        above = len(self.highs) - bisect_right(self.highs, high)
-        return below + above, below < EXTREMES and above < EXTREMES
-
-    def limit(self, low: float, high: float, time_us: int) -> None:
-        """Count against these limits from here on, unless later ones are known."""
-        if time_us >= self.range_us:
-            outside, exact = self.beyond(low, high)
-            self.low, self.high, self.range_us = low, high, time_us
-            self.outside, self.exact = outside, exact
-            self.calm()
-
-
-class Registration(msgspec.Struct, array_like=True, gc=False):
-    """What is registered of a variable; `time_us` is the registration's event time."""
-
-    kind: str | None = None
-    default: float | None = None
-    low: float | None = None
-    high: float | None = None
-    description: str | None = None
-    time_us: int = NEVER
-
-
-class Update(msgspec.Struct, array_like=True, gc=False):
-    """One performance update: its event's id and time, and `new_score` as JSON."""
-
-    id: str = ""
-    time_us: int = NEVER
-    offset: int = -1
-    score: bytes = b"{}"
-
-
-class UpdateHead(msgspec.Struct, array_like=True, gc=False):
-    """How many performance updates a variable had; the last is in slot (n - 1) mod `UPDATES`."""
-
-    n: int = 0
-
-
-class Model(msgspec.Struct, array_like=True, gc=False):
-    """Forecasts of a model, with inputs or without, and their least and greatest event time, microseconds."""
-
-    issued: int = 0
-    first_us: int = ALWAYS
-    last_us: int = NEVER
-
-
-class Overflow(msgspec.Struct, array_like=True, gc=False):
-    """How often a tenant's new name found the partition full."""
-
-    n: int = 0
-
-
-class VariableTables:
-    """The rows kept. Keys: (variable,); updates (variable, slot); models (model,) or ("",) for none; overflow ()."""
-
-    def __init__(self, settings: VariableSettings) -> None:
-        reads = FoldSettings(settings.max_variables)
-        self.registry = Table("variable_registry", Registration, rank=70, settings=reads)
-        self.updates = Table("variable_updates", Update, rank=71, settings=reads)
-        self.models = Table("forecast_models", Model, rank=72, settings=reads)
-        self.overflow = Table("variable_overflow", Overflow, rank=69, settings=reads)
-        self.heads = Table("variable_update_heads", UpdateHead, rank=73, settings=reads)
-        self.partials = Table("variables", Partial, rank=75, settings=reads)
+NONE, SAME, CHANGED = 0, 1, 2
+"""A forecast's tag (or label) against the last of its model: one of them is missing, they agree, they differ."""
 
 
 class Variables(Fold):
-    """Scores, registry and audit of variables, from the topic ``forecasts``.
+    """Scores, drift, volatility, influence, registry and audit of variables, from the topic ``forecasts``.
 
     Args:
         settings: limits of drift, strictness, bounds.
@@ -221,29 +60,36 @@ class Variables(Fold):
         self.settings = settings or VariableSettings()
         self.max = self.settings.max_variables
         self.kept = kept = VariableTables(self.settings)
-        self.tables = (kept.overflow, kept.registry, kept.updates, kept.models, kept.heads, kept.partials)
+        self.tables = kept.all()
         self.handlers = {ForecastIssued: self.issued, VariableRegistered: self.registered, VariablePerformanceUpdated: self.updated}
-        self.views = variable_views(kept, self.settings)
-        self.rules = (drift_rule(kept, self.settings),)
+        self.views = [*(view(kept, self.settings) for view in (drift_view, influence_view, volatility_view)), *variable_views(kept, self.settings)]
+        self.rules = [*drift_rules(kept, self.settings), *volatility_rules(kept, self.settings)]
 
     # ---- events
 
     def issued(self, event: Event, p: Partition) -> None:
-        """Add a forecast to its model and to each of its inputs.
+        """Add a forecast to its model, its tag and each of its inputs.
 
-        The rows are opened in place (as `Partition.open` does), for a forecast has many.
+        The rows are opened in place (as `Partition.open` does), for a forecast has many, and `Sums.add` is written out.
         """
         data: ForecastIssued = event.data
-        tenant = event.tenant
+        tenant, model = event.tenant, data.model or ""
         offset, time_us = p.offset, p.time_us
-        overflow = self._count_model(p, tenant, data.model)
+        hour = time_us // HOUR_US
+        confidence, fragility, alignment, certified = data.confidence, data.fragility, data.alignment_score, data.certified
+        tag = data.symbolic_tag
+        tagged = labelled = NONE
+        if tag is not None or data.arc_label is not None:  # before anything else, for whatever is below has read it
+            tagged, labelled = self._against_last(p, tenant, model, tag, data.arc_label)
+        overflow = self._count_model(p, tenant, model, hour)
+        if tag is not None:
+            overflow += self._count_tag(p, tenant, tag, hour, confidence, fragility, certified)
         inputs = data.inputs
         if inputs:
+            self._note_inputs(p, tenant, model, inputs)
             table = self.kept.partials
             space = p.space(table, tenant)
             dirty = p.dirty[table.index]
-            confidence, fragility, alignment, certified = data.confidence, data.fragility, data.alignment_score, data.certified
-            confidence2, fragility2 = confidence * confidence, fragility * fragility
             most = self.max
             place = -1
             for name, x in inputs.items():
@@ -263,27 +109,55 @@ class Variables(Fold):
                 state: Any = row.state
                 if state.__class__ is bytes:
                     state = table.load(row)
-                n = state.count = state.count + 1
+                count = state.count = state.count + 1
                 if certified:
                     state.certified += 1
                 state.confidence += confidence
-                state.confidence2 += confidence2
                 state.fragility += fragility
-                state.fragility2 += fragility2
                 if alignment is not None:
                     state.alignments += 1
                     state.alignment += alignment
-                if state.calm_low <= x <= state.calm_high:
-                    mean = state.mean
-                    d = x - mean
-                    state.mean = mean = mean + d / n
-                    state.m2 += d * (x - mean)
-                else:
+                if tagged:
+                    state.tags += 1
+                    if tagged == CHANGED:
+                        state.tag_changes += 1
+                if labelled:
+                    state.arcs += 1
+                    if labelled == CHANGED:
+                        state.arc_changes += 1
+                sums = state.open if hour == state.hour else self._turned(p, tenant, key, state, hour, confidence, fragility, certified)
+                if not state.calm_low <= x <= state.calm_high:
                     state.take_in(x)
+                    if sums is not None:
+                        sums.add(x, confidence, fragility, certified, alignment)
+                elif sums is not None:
+                    before = sums.n
+                    n = sums.n = before + 1
+                    mean = sums.x
+                    d = x - mean
+                    sums.x = mean = mean + d / n
+                    rest = x - mean
+                    sums.x_m2 += d * rest
+                    mean = sums.confidence
+                    d = confidence - mean
+                    sums.confidence = mean = mean + d / n
+                    sums.confidence_m2 += d * (confidence - mean)
+                    sums.confidence_x += rest * d
+                    mean = sums.fragility
+                    d = fragility - mean
+                    sums.fragility = mean = mean + d / n
+                    sums.fragility_m2 += d * (fragility - mean)
+                    sums.fragility_x += rest * d
+                    if before:
+                        sums.certified_x += rest * (certified - sums.certified / before)
+                    if certified:
+                        sums.certified += 1
+                    if alignment is not None:
+                        sums.alignment.add(x, alignment)
                 if time_us >= state.last_us:
                     state.last_us = time_us
                     state.last_value = x
-                    if n > 1:
+                    if count > 1:
                         continue  # no first sight either
                 if time_us < state.first_us:
                     state.first_us = time_us
@@ -338,10 +212,37 @@ class Variables(Fold):
 
     # ---- steps
 
-    def _count_model(self, p: Partition, tenant: str, model: str | None) -> int:
-        """Count the forecast for its model; returns 1 if there is no room for the model."""
-        key = (model or "",)
-        table = self.kept.models
+    def _against_last(self, p: Partition, tenant: str, model: str, tag: str | None, label: str | None) -> tuple[int, int]:
+        """What a forecast's tag and label are against the last of its model, which they become.
+
+        The row is written only where it changes. Where it is ahead of this record, so is everything made from it.
+        """
+        table, key = self.kept.lasts, (model,)
+        last = p.read(table, tenant, key)
+        if last is None:
+            if not self._admits(p, table, tenant, key):
+                return NONE, NONE  # an overflow that the model's count tells of
+            before_tag = before_label = None
+        else:
+            before_tag, before_label = last.tag, last.arc
+        tagged = NONE if tag is None or before_tag is None else SAME if tag == before_tag else CHANGED
+        labelled = NONE if label is None or before_label is None else SAME if label == before_label else CHANGED
+        if (tag is not None and tag != before_tag) or (label is not None and label != before_label):
+            state = p.open(table, tenant, key)
+            if state is not None:
+                state.tag = before_tag if tag is None else tag
+                state.arc = before_label if label is None else label
+        return tagged, labelled
+
+    def _count_model(self, p: Partition, tenant: str, model: str, hour: int) -> int:
+        """Count the forecast for its model, and note the hour; returns 1 if there is no room for the model."""
+        beats = p.space(self.kept.beat, tenant)
+        beat = beats.get(())
+        if beat is None or self.kept.beat.load(beat).hour < hour:
+            newest = p.open(self.kept.beat, tenant, ())
+            if newest is not None:
+                newest.hour = hour
+        table, key = self.kept.models, (model,)
         if not self._admits(p, table, tenant, key):
             return 1
         state = p.open(table, tenant, key)
@@ -353,6 +254,78 @@ class Variables(Fold):
             if time_us <= state.first_us:
                 state.first_us = time_us
         return 0
+
+    def _count_tag(self, p: Partition, tenant: str, tag: str, hour: int, confidence: float, fragility: float, certified: bool) -> int:
+        """Count the forecast for its tag; returns 1 if there is no room for the tag."""
+        table, key = self.kept.tags, (tag,)
+        space = p.space(table, tenant)
+        if key not in space and len(space) >= MAX_TAGS:
+            return 1
+        state = p.open(table, tenant, key)
+        if state is not None:
+            if hour != state.hour:
+                known = state.hour
+                histories = self.kept.tag_histories
+                state.home = p.number
+                if hour < known:
+                    history = p.open(histories, tenant, key)
+                    if history is not None:
+                        history.home = p.number
+                        history.hours.late(hour, known, confidence, fragility, certified)
+                    return 0
+                if state.open.n:
+                    history = p.open(histories, tenant, key)
+                    if history is not None:
+                        history.home = p.number
+                        history.hours.close(known, state.open, hour)
+                    state.open = Side()
+                state.hour = hour
+            state.open.add(confidence, fragility, certified)
+        return 0
+
+    def _note_inputs(self, p: Partition, tenant: str, model: str, inputs: Mapping[str, float]) -> None:
+        """Note which variables a model uses; seldom is there a new one."""
+        table, key = self.kept.inputs, (model,)
+        row = p.space(table, tenant).get(key)
+        known = None if row is None else table.load(row)
+        if known is not None and (inputs.keys() <= known.names.keys() or known.bytes >= MAX_NAMES_BYTES):
+            return
+        if known is None and not self._admits(p, table, tenant, key):
+            return
+        state = p.open(table, tenant, key)
+        if state is not None:
+            for name in inputs:
+                if name not in state.names and state.bytes < MAX_NAMES_BYTES:
+                    state.names[name] = True
+                    state.bytes += len(name.encode()) + 4
+
+    def _turned(
+        self, p: Partition, tenant: str, key: tuple[str, ...], state: Partial, hour: int, confidence: float, fragility: float, certified: bool
+    ) -> Sums | None:
+        """Where a forecast of another hour than the open one goes: a later hour is opened, an earlier one is in the history.
+
+        Returns:
+            The sums to add it to; None where the history has it already.
+        """
+        open_hour = state.hour
+        table = self.kept.histories
+        if hour < open_hour:
+            history = p.open(table, tenant, key)
+            if history is None:
+                return None
+            history.home = p.number
+            history.hours.late(hour, open_hour, confidence, fragility, certified)
+            return history.past
+        sums = state.open
+        if sums.n:
+            history = p.open(table, tenant, key)
+            if history is not None:
+                history.home = p.number
+                history.past.merge(sums)
+                history.hours.close(open_hour, sums.side(), hour)
+            sums = state.open = Sums()
+        state.hour = hour
+        return sums
 
     def _admits(self, p: Partition, table: Table[Any], tenant: str, key: tuple[str, ...]) -> bool:
         """Whether a key is kept, or there is room for it.

@@ -18,7 +18,8 @@ from tables.partition import HEAD, Partition
 from tables.rows import Row, parse_wire_key
 from tables.times import rfc3339
 from tables.variable_views import RANK_KEYS, Merged, newest
-from tables.variables import EXTREMES, Partial, Registration, Variables, VariableSettings
+from tables.variable_states import EXTREMES, Partial, Registration, VariableSettings
+from tables.variables import Variables
 from tests.harness import VECTORS, Log, Rec, subset
 
 START_US = 1_772_409_600_000_000  # 2026-03-02
@@ -94,7 +95,7 @@ def strict(**more: Any) -> Variables:
 
 
 @pytest.mark.parametrize("partitions", [1, 8])
-@pytest.mark.parametrize("name", ["G8", "V1", "V2"])
+@pytest.mark.parametrize("name", ["G8", "V1", "V2", "V3", "V4", "V5", "V6"])
 def test_golden_vector_holds_and_a_second_delivery_changes_nothing(name: str, partitions: int) -> None:
     vector = VECTORS[name]
     log = Log([Variables()], partitions)
@@ -548,7 +549,7 @@ def test_the_deployments_threshold_decides_the_flag_and_the_weight_never_below_a
 
 def drifting(log: Log, level: str, name: str = "a") -> Any:
     fold: Any = log.folds[0]
-    (rule,) = fold.rules
+    rule = fold.rules[0]
     return rule.judge(log.reader(), (name,), Standing(level))
 
 
@@ -609,7 +610,7 @@ def test_in_strict_mode_an_unregistered_variable_raises_nothing_and_an_open_aler
 
 def test_the_rules_subject_is_the_name_as_in_record_keys_and_a_registration_makes_it_due() -> None:
     fold = Variables()
-    (rule,) = fold.rules
+    rule = fold.rules[0]
     assert (rule.name, rule.topic, rule.table, rule.subject(("c|%",))) == ("drift.variable", "forecasts", fold.kept.partials, "c%7C%25")
     log = Log([fold])
     log.send([registration(1, "a")])
@@ -639,7 +640,8 @@ def test_least_and_greatest_values_count_what_is_outside_or_a_lower_bound_of_it(
 def test_a_row_survives_the_changelog_as_it_is_and_stays_small() -> None:
     log = Log([Variables()])
     log.send(stream(4, 300))
-    state: Any = next(iter(log.reader().scan(log.folds[0].tables[-1])))[1][0]
+    fold: Any = log.folds[0]
+    state = next(iter(log.reader().scan(fold.kept.partials)))[1][0]
     raw = msgspec.msgpack.encode(state)
     assert msgspec.msgpack.decode(raw, type=Partial) == state
     assert len(raw) < 400
