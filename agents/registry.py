@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tables.budgets import CostSettings
+from tables.calibration import Forecasts
 from tables.costs import Costs
 from tables.fold import Fold
 from tables.learning import Learning
@@ -15,7 +16,8 @@ from tables.learning_state import LearningSettings
 from tables.partition import Schema
 from tables.trust import Trust, TrustSettings
 from tables.trust_rules import TrustByRule, TrustRuleSettings
-from tables.variables import Variables, VariableSettings
+from tables.variable_states import VariableSettings
+from tables.variables import Variables
 from tables.windows import Windows, WindowSettings
 
 FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (TrustSettings, VariableSettings, CostSettings, LearningSettings, WindowSettings, TrustRuleSettings)
@@ -28,9 +30,11 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
     Args:
         settings_of: settings struct -> its instance in force (default: its defaults).
     """
+    variables = Variables(settings_of(VariableSettings))
     return [
         Trust(settings_of(TrustSettings)),
-        Variables(settings_of(VariableSettings)),
+        variables,
+        Forecasts(variables.settings, variables.kept.models),
         Costs(settings_of(CostSettings)),
         Learning(settings_of(LearningSettings)),  # with the goals, which may refuse a training event: before what else sees it
         Windows(settings_of(WindowSettings)),

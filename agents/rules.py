@@ -39,6 +39,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         self.reader = reader
         self.interval_s = interval_s
         self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {rule.name: set() for rule in self.rules}
+        self.beats: dict[str, set[str]] = {rule.name: set() for rule in self.rules}
         self.homes: dict[str, frozenset[int]] = {}
         self.n = {"judged": 0, "published": 0}
         engine.on_changed.append(self.changed)
@@ -52,6 +53,10 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
             due = self.due[rule.name]
             changed = rows if rows else [(index, row) for row in shard.partition.dirty[index]]
             due.update((row.tenant, row.key) for i, row in changed if i == index)
+            if rule.beat is not None:
+                index = rule.beat.index
+                beats = rows if rows else [(index, row) for row in shard.partition.dirty[index]]
+                self.beats[rule.name].update(row.tenant for i, row in beats if i == index)
 
     @Service.task
     async def _judge(self) -> None:
@@ -65,6 +70,10 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         engine = self.engine
         owned = frozenset(n for (topic, n), shard in engine.core.shards.items() if topic == rule.topic and shard.ready)
         due, self.due[rule.name] = self.due[rule.name], set()
+        beats, self.beats[rule.name] = self.beats[rule.name], set()
+        for partition in engine.partitions[rule.topic] if beats else ():
+            for tenant in beats:
+                due.update((tenant, key) for key in partition.spaces[rule.table.index].get(tenant, ()))
         if owned - self.homes.get(rule.name, frozenset()):  # newly owned: look at every subject once
             for partition in engine.partitions[rule.topic]:
                 for tenant, space in partition.spaces[rule.table.index].items():
@@ -80,13 +89,17 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _subject(self, rule: MergedRule, tenant: str, key: tuple[str, ...], subject: str) -> None:
         board = self.engine.board
-        standing = board.open_of(tenant, rule.name).get(subject)
+        opened = board.open_of(tenant, rule.name)
+        standing = opened.get(subject)
         reader = self.reader(tenant)
         level, period = ("ok", None)
         if standing is not None:
             level, period = standing.message["data"]["severity"], standing.message["data"]["period"]
         self.n["judged"] += 1
-        verdict = rule.judge(reader, key, Standing(level, period))
+        told: frozenset[str] = frozenset()
+        if rule.beat is not None:
+            told = frozenset(opened).union(*(entry.message["data"].get("related", ()) for entry in opened.values()))
+        verdict = rule.judge(reader, key, Standing(level, period, told))
         if verdict is None or verdict.level == level:
             return
         await self._publish(rule, tenant, key, subject, level, period, verdict)
@@ -110,6 +123,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
             threshold=verdict.threshold,
             message=verdict.message,
             reason=verdict.reason,
+            related=verdict.related,
             evidence=evidence,
         )
         source_id = f"{name}-{ordinal}"

@@ -228,7 +228,7 @@ class Drift:
             if registered is not None and key not in registered:
                 continue
             closed = [(history.home, history.hours) for history in histories.get(key, ())]
-            newest = [(state.home, state.hour, state.open.side()) for state in states if state.count]
+            newest = [(state.home, state.hour, state.newest().side()) for state in states if state.count]
             if closed or newest:
                 found[key[0]] = compared(*sides(closed, newest, start, end))
         return found, adjust(found)

@@ -137,7 +137,7 @@ def whole(states: Iterable[Partial], histories: Iterable[History]) -> Sums:
         closed[history.home] = history.hours.through
     for state in states:
         if state.hour > closed.get(state.home, NO_HOUR):  # not in the history yet: a follower may see that row first
-            sums.merge(state.open)
+            sums.merge(state.newest())
     return sums
 
 

@@ -26,10 +26,9 @@ from streams.keys import derived_id, encode_key
 from .drift import drift_rules, drift_view
 from .fold import Fold, Refused
 from .influence import influence_view
-from .hours import Side
 from .rows import Row
 from .times import HOUR_US
-from .variable_states import MAX_NAMES_BYTES, MAX_TAGS, TOPIC, Partial, Sums, Update, VariableSettings, VariableTables
+from .variable_states import HUGE, MAX_NAMES_BYTES, MAX_TAGS, TOPIC, Partial, Update, VariableSettings, VariableTables
 from .variable_views import UPDATES, variable_views
 from .volatility import volatility_rules, volatility_view
 
@@ -70,7 +69,7 @@ class Variables(Fold):
     def issued(self, event: Event, p: Partition) -> None:
         """Add a forecast to its model, its tag and each of its inputs.
 
-        The rows are opened in place (as `Partition.open` does), for a forecast has many, and `Sums.add` is written out.
+        The rows are opened in place (as `Partition.open` does), for a forecast has many, and `Sums.add` is written out for calm values.
         """
         data: ForecastIssued = event.data
         tenant, model = event.tenant, data.model or ""
@@ -109,14 +108,6 @@ class Variables(Fold):
                 state: Any = row.state
                 if state.__class__ is bytes:
                     state = table.load(row)
-                count = state.count = state.count + 1
-                if certified:
-                    state.certified += 1
-                state.confidence += confidence
-                state.fragility += fragility
-                if alignment is not None:
-                    state.alignments += 1
-                    state.alignment += alignment
                 if tagged:
                     state.tags += 1
                     if tagged == CHANGED:
@@ -125,40 +116,43 @@ class Variables(Fold):
                     state.arcs += 1
                     if labelled == CHANGED:
                         state.arc_changes += 1
-                sums = state.open if hour == state.hour else self._turned(p, tenant, key, state, hour, confidence, fragility, certified)
-                if not state.calm_low <= x <= state.calm_high:
+                calm = state.calm_low <= x <= state.calm_high
+                if not calm:
                     state.take_in(x)
-                    if sums is not None:
-                        sums.add(x, confidence, fragility, certified, alignment)
-                elif sums is not None:
-                    before = sums.n
-                    n = sums.n = before + 1
-                    mean = sums.x
+                if hour != state.hour and self._turned(p, tenant, key, state, hour, x, data):
+                    pass  # late: it is in the history
+                elif calm or -HUGE <= x <= HUGE:
+                    before, yes, mean, m2, mean_c, m2_c, xc, mean_f, m2_f, xf, xk = state.open
+                    n = before + 1
                     d = x - mean
-                    sums.x = mean = mean + d / n
+                    mean += d / n
                     rest = x - mean
-                    sums.x_m2 += d * rest
-                    mean = sums.confidence
-                    d = confidence - mean
-                    sums.confidence = mean = mean + d / n
-                    sums.confidence_m2 += d * (confidence - mean)
-                    sums.confidence_x += rest * d
-                    mean = sums.fragility
-                    d = fragility - mean
-                    sums.fragility = mean = mean + d / n
-                    sums.fragility_m2 += d * (fragility - mean)
-                    sums.fragility_x += rest * d
+                    dc = confidence - mean_c
+                    mean_c += dc / n
+                    df = fragility - mean_f
+                    mean_f += df / n
                     if before:
-                        sums.certified_x += rest * (certified - sums.certified / before)
-                    if certified:
-                        sums.certified += 1
+                        xk += rest * (certified - yes / before)
+                    state.open = (
+                        n, yes + certified, mean, m2 + d * rest,
+                        mean_c, m2_c + dc * (confidence - mean_c), xc + rest * dc,
+                        mean_f, m2_f + df * (fragility - mean_f), xf + rest * df,
+                        xk,
+                    )  # fmt: skip
                     if alignment is not None:
-                        sums.alignment.add(x, alignment)
+                        n, mean, m2, mean_a, m2_a, xa = state.aligned
+                        n += 1
+                        d = x - mean
+                        mean += d / n
+                        da = alignment - mean_a
+                        mean_a += da / n
+                        rest = alignment - mean_a
+                        state.aligned = (n, mean, m2 + d * (x - mean), mean_a, m2_a + da * rest, xa + d * rest)
+                else:
+                    state.add(x, confidence, fragility, certified, alignment)
                 if time_us >= state.last_us:
                     state.last_us = time_us
                     state.last_value = x
-                    if count > 1:
-                        continue  # no first sight either
                 if time_us < state.first_us:
                     state.first_us = time_us
                     state.first_offset = offset
@@ -262,25 +256,31 @@ class Variables(Fold):
         if key not in space and len(space) >= MAX_TAGS:
             return 1
         state = p.open(table, tenant, key)
-        if state is not None:
-            if hour != state.hour:
-                known = state.hour
-                histories = self.kept.tag_histories
-                state.home = p.number
-                if hour < known:
-                    history = p.open(histories, tenant, key)
-                    if history is not None:
-                        history.home = p.number
-                        history.hours.late(hour, known, confidence, fragility, certified)
-                    return 0
-                if state.open.n:
-                    history = p.open(histories, tenant, key)
-                    if history is not None:
-                        history.home = p.number
-                        history.hours.close(known, state.open, hour)
-                    state.open = Side()
-                state.hour = hour
-            state.open.add(confidence, fragility, certified)
+        if state is None:
+            return 0
+        if hour != state.hour:
+            open_hour = state.hour
+            state.home = p.number
+            if hour < open_hour:
+                history = p.open(self.kept.tag_histories, tenant, key)
+                if history is not None:
+                    history.home = p.number
+                    history.hours.late(hour, open_hour, confidence, fragility, certified)
+                return 0
+            if state.open[0]:
+                history = p.open(self.kept.tag_histories, tenant, key)
+                if history is not None:
+                    history.home = p.number
+                    history.hours.close(open_hour, state.newest(), hour)
+            state.open = (0, 0, 0.0, 0.0, 0.0, 0.0)
+            state.hour = hour
+        n, yes, mean_c, m2_c, mean_f, m2_f = state.open
+        n += 1
+        dc = confidence - mean_c
+        mean_c += dc / n
+        df = fragility - mean_f
+        mean_f += df / n
+        state.open = (n, yes + certified, mean_c, m2_c + dc * (confidence - mean_c), mean_f, m2_f + df * (fragility - mean_f))
         return 0
 
     def _note_inputs(self, p: Partition, tenant: str, model: str, inputs: Mapping[str, float]) -> None:
@@ -299,33 +299,27 @@ class Variables(Fold):
                     state.names[name] = True
                     state.bytes += len(name.encode()) + 4
 
-    def _turned(
-        self, p: Partition, tenant: str, key: tuple[str, ...], state: Partial, hour: int, confidence: float, fragility: float, certified: bool
-    ) -> Sums | None:
-        """Where a forecast of another hour than the open one goes: a later hour is opened, an earlier one is in the history.
-
-        Returns:
-            The sums to add it to; None where the history has it already.
-        """
+    def _turned(self, p: Partition, tenant: str, key: tuple[str, ...], state: Partial, hour: int, x: float, data: ForecastIssued) -> bool:
+        """Open a later hour, or put a late forecast into its own; whether that was late, and so is done."""
         open_hour = state.hour
         table = self.kept.histories
+        confidence, fragility, alignment, certified = data.confidence, data.fragility, data.alignment_score, data.certified
         if hour < open_hour:
-            history = p.open(table, tenant, key)
-            if history is None:
-                return None
-            history.home = p.number
-            history.hours.late(hour, open_hour, confidence, fragility, certified)
-            return history.past
-        sums = state.open
-        if sums.n:
+            state.late(confidence, fragility, certified, alignment)
             history = p.open(table, tenant, key)
             if history is not None:
                 history.home = p.number
-                history.past.merge(sums)
-                history.hours.close(open_hour, sums.side(), hour)
-            sums = state.open = Sums()
-        state.hour = hour
-        return sums
+                history.past.add(x, confidence, fragility, certified, alignment)
+                history.hours.late(hour, open_hour, confidence, fragility, certified)
+            return True
+        closed = state.turn(hour)
+        if closed is not None:
+            history = p.open(table, tenant, key)
+            if history is not None:
+                history.home = p.number
+                history.past.merge(closed)
+                history.hours.close(open_hour, closed.side(), hour)
+        return False
 
     def _admits(self, p: Partition, table: Table[Any], tenant: str, key: tuple[str, ...]) -> bool:
         """Whether a key is kept, or there is room for it.

@@ -80,7 +80,7 @@ class Volatility:
     def life(self, states: list[Tag], histories: list[TagHistory], end: int) -> TagLife:
         """A tag's forecasts, divided at the recent hours that end with `end` (since the epoch)."""
         closed = [(history.home, history.hours) for history in histories]
-        newest = [(state.home, state.hour, state.open) for state in states]
+        newest = [(state.home, state.hour, state.newest()) for state in states]
         return TagLife(*sides(closed, newest, end - self.settings.drift_recent_hours + 1, end))
 
     def tags(self, reader: Reader) -> dict[str, TagLife]:

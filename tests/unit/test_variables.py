@@ -17,8 +17,8 @@ from tables.fold import BadParameter, Standing
 from tables.partition import HEAD, Partition
 from tables.rows import Row, parse_wire_key
 from tables.times import rfc3339
-from tables.variable_views import RANK_KEYS, Merged, newest
 from tables.variable_states import EXTREMES, Partial, Registration, VariableSettings
+from tables.variable_views import RANK_KEYS, Merged, newest
 from tables.variables import Variables
 from tests.harness import VECTORS, Log, Rec, subset
 
@@ -625,7 +625,7 @@ def test_the_rules_subject_is_the_name_as_in_record_keys_and_a_registration_make
 def test_least_and_greatest_values_count_what_is_outside_or_a_lower_bound_of_it(values: list[float], low: float, width: float) -> None:
     state = Partial()
     for x in values:
-        state.count += 1
+        state.past_n += 1
         state.take_in(x)
     outside = sum(not low <= x <= low + width for x in values)
     found, exact = state.beyond(low, low + width)
