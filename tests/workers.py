@@ -35,6 +35,7 @@ class WorkerProcess:
         self.port = free_ports(1)[0]
         self.settings = {"bootstrap": bootstrap, "web_port": self.port, "log_level": "warning", "alert_interval_s": 0.2, **settings}
         self.environment = environment or {}
+        self.module: tuple[str, ...] = ("agents.main",)
         self.log = folder / f"worker-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +44,7 @@ class WorkerProcess:
         words = [word for name, value in self.settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agents.main", "worker", *words],
+                [sys.executable, "-m", *self.module, "worker", *words],
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
