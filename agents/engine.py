@@ -104,6 +104,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self._absorbed_at = time.monotonic()
         self._dead = False
         self.log_starts: dict[tuple[str, int], int] = {}
+        self._promised: dict[Shard, tuple[int, int]] = {}
+        self._passed: dict[Shard, int] = {}
 
     # ---- life
 
@@ -456,6 +458,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             else:
                 for tp, end in ends.items():
                     self.ends[(self.short_names[tp.topic], tp.partition)] = end
+                await self._follow_commits()
             for source, at in self.app.consumer.fetch_positions().items():
                 owned = self.shard(source)
                 lost = self.core.idle(owned, at) if owned is not None and source not in self._seeks else None
@@ -470,6 +473,33 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 return
             await self.sleep(1.0)
 
+    async def _follow_commits(self) -> None:
+        """Learn what the owner has passed over without changing a row: control records, which no row of ours can tell.
+
+        The rows of what is committed are on the changelog, so once its end, asked for after the commit, is followed here,
+        these tables have absorbed all that is committed.
+        """
+        for shard, (committed, end) in list(self._promised.items()):
+            if shard.followed >= end:
+                self._passed[shard] = committed
+                del self._promised[shard]
+        behind = [s for s in self.core.shards.values() if not s.owned and s not in self._promised and self.lag(s) > 0]
+        if not behind:
+            return
+        changelog = {s: TopicPartition(self.config.changelogs[s.partition.topic], s.partition.number) for s in behind}
+        sources = {s: TP(self.full_names[s.partition.topic], s.partition.number) for s in behind}
+        try:
+            async with asyncio.timeout(5):
+                found = await self.app.consumer._thread.committed_offsets(sources.values())
+                ends = await self.follower.end_offsets(list(changelog.values()))
+        except (TimeoutError, KafkaError) as exc:
+            self.log.warning("what other workers have committed is not known at the moment: %r", exc)
+            return
+        for shard in behind:
+            committed = found.get(sources[shard], 0)
+            if committed > self.absorbed(shard):
+                self._promised[shard] = committed, ends[changelog[shard]]
+
     def lag(self, shard: Shard) -> int:
         """Records on the log that this worker's tables have not absorbed yet."""
         name = shard.partition.topic, shard.partition.number
@@ -480,4 +510,4 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if shard.ready:
             return shard.next
         rows = shard.partition.spaces[IDS.index].get("", {}).values()
-        return max((row.applied for row in rows), default=-1) + 1
+        return max(max((row.applied for row in rows), default=-1) + 1, self._passed.get(shard, 0))

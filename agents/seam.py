@@ -115,9 +115,14 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
 
     async def committed_offset(self, tp: TP) -> int | None:
         """The group's committed offset of a partition, None where it has none."""
-        consumer = self._ensure_consumer()
-        found = await self.call_thread(consumer.committed, aiokafka.TopicPartition(tp.topic, tp.partition))
-        return None if found is None or found < 0 else int(found)
+        return (await self.committed_offsets([tp])).get(tp)
+
+    async def committed_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """The group's committed offsets, of partitions that have one; they may be anybody's."""
+        coordinator = self._ensure_consumer()._coordinator
+        asked = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in tps]
+        found = await self.call_thread(coordinator.fetch_committed_offsets, asked)
+        return {ensure_TP(tp): int(at.offset) for tp, at in found.items() if at.offset >= 0}
 
 
 def plain_records(fetcher: Any) -> None:

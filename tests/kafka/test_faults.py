@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka import Producer
 
+from ..workers import WorkerProcess
 from .deployment import Deployment, until
 from .truth import PARTITIONS, load, produce, verify
 
@@ -24,6 +25,11 @@ def test_every_seventh_chunk_lost_between_fetch_and_fold_loses_nothing(deploy: D
     refused = sum(p["refused_chunks"] for p in worker.get("/status")["partitions"])
     assert dropped > 20
     assert refused > 10
+
+
+def known(worker: WorkerProcess) -> dict[tuple[str, int], int]:
+    """Ends of the source partitions as a worker knows them."""
+    return {(p["topic"], p["partition"]): p["end"] for p in worker.get("/status")["partitions"]}
 
 
 @pytest.mark.timeout(120)
@@ -55,8 +61,8 @@ def test_aborted_records_never_show_and_offsets_pass_the_control_records(deploy:
     transaction([*aborted.records[-200:], *nothing_but_aborted], commit=False)
 
     verify(workers, made, deployed.settings)
-    for worker in workers:
-        assert worker.get("/status")["lag"] == 0
     ends = deployed.ends(*deployed.sources())
     until(lambda: deployed.committed() == {tp: end for tp, end in ends.items() if end}, 15, "commits up to the end")
+    for worker in workers:
+        worker.until(lambda w=worker: w.get("/status")["lag"] == 0 and known(w) == ends, 10)
     assert sum(n for (topic, _), n in ends.items() if topic == deployed.source("training")) > 50
