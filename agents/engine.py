@@ -148,6 +148,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",  # ends are those of finished transactions: what is open cannot be folded yet, and is no lag
             fetch_max_wait_ms=min(100, self.fetch_wait_ms),
             max_partition_fetch_bytes=1 << 20,
             max_poll_records=5000,

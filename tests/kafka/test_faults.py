@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from confluent_kafka import Producer
 
 from ..workers import WorkerProcess
 from .deployment import Deployment, until
-from .truth import PARTITIONS, load, produce, verify
+from .truth import PARTITIONS, body, load, produce, verify
 
 Deploy = Callable[..., Deployment]
 
@@ -66,3 +67,27 @@ def test_aborted_records_never_show_and_offsets_pass_the_control_records(deploy:
     for worker in workers:
         worker.until(lambda w=worker: w.get("/status")["lag"] == 0 and known(w) == ends, 10)
     assert sum(n for (topic, _), n in ends.items() if topic == deployed.source("training")) > 50
+
+
+@pytest.mark.timeout(120)
+def test_a_transaction_left_open_holds_back_what_follows_and_alarms_nobody(deploy: Deploy) -> None:
+    deployed = deploy(1)
+    worker = deployed.worker(watchdog_s=2)
+    slow = Producer({"bootstrap.servers": deployed.bootstrap, "transactional.id": deployed.settings["app_id"]})
+    slow.init_transactions(30)
+    slow.begin_transaction()
+    slow.produce(deployed.source("judgments"), observation("slow"), b"default|model|m")
+    assert slow.flush(30) == 0
+    quick = Producer({"bootstrap.servers": deployed.bootstrap})
+    for n in range(10):
+        quick.produce(deployed.source("judgments"), observation(f"quick-{n}"), b"default|model|m")
+    assert quick.flush(30) == 0
+    time.sleep(5)
+    worker.until(lambda: worker.get("/status")["counts"]["in"] == 0, 1)
+    slow.commit_transaction(30)
+    worker.until(lambda: worker.ask("/trust/model/m")[1].get("observations") == 11, 10)
+
+
+def observation(id: str) -> bytes:
+    """That model m succeeded."""
+    return body(id, "trust.observed.v1", "2026-03-02T00:00:00Z", {"kind": "model", "id": "m", "success": True})
