@@ -139,13 +139,11 @@ def check_topics(settings: _Gets, *, security: Mapping[str, Any] | None = None, 
             problems.append(f"{spec.name}: missing on {bootstrap}; create with: pulsefold topics create --bootstrap {bootstrap}")
         else:
             present.append(spec)
-            if spec.name.endswith("alerts") or spec.partitions == 1:
-                continue
-            if there[spec.name] != spec.partitions:
-                problems.append(
-                    f"{spec.name}: has {there[spec.name]} partitions, the setting partitions says {spec.partitions}; set partitions to {there[spec.name]}, "
-                    f"or use another topic_prefix (a topic with events must keep its number)"
-                )
+            if spec.counted and there[spec.name] != spec.partitions:
+                way_out = f"set partitions to {there[spec.name]}, or use another topic_prefix (a topic with events must keep its number)"
+                if spec.of is not None and there.get(spec.of) == spec.partitions:
+                    way_out = "delete it and run pulsefold topics create; the tables are then rebuilt from the log"
+                problems.append(f"{spec.name}: has {there[spec.name]} partitions, the setting partitions says {spec.partitions}; {way_out}")
     if is_embedded(bootstrap, security=security):
         return problems
     futures = client.describe_configs([ConfigResource(ResourceType.TOPIC, spec.name) for spec in present]) if present else {}

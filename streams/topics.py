@@ -17,12 +17,16 @@ class TopicSpec:
     Attributes:
         name: in full, with prefix.
         config: of the broker; only these are checked.
+        counted: whether the number of partitions must be this one.
+        of: full name of the source topic, for a changelog.
     """
 
     name: str
     partitions: int
     replication: int
     config: dict[str, str]
+    counted: bool = True
+    of: str | None = None
 
 
 def changelog_name(prefix: str, app_id: str, topic: str) -> str:
@@ -37,13 +41,12 @@ def topic_specs(
     keep = "-1" if retention_days is None else str(int(retention_days * DAY_MS))
     source = {"cleanup.policy": "delete", "retention.ms": keep, "max.message.bytes": str(4 << 20)}
     compacted = {"cleanup.policy": "compact"}
+    lagging = {**compacted, "min.compaction.lag.ms": str(changelog_lag_ms)}
+    letters = {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "max.message.bytes": str(5 << 20)}
     return [
         *(TopicSpec(prefix + name, partitions, replication, source) for name in SOURCE_TOPICS),
-        TopicSpec(prefix + "alerts", 1, replication, compacted),
-        TopicSpec(prefix + "dead-letters", 1, replication, {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "max.message.bytes": str(5 << 20)}),
-        TopicSpec(prefix + "scores", 1, replication, compacted),
-        *(
-            TopicSpec(changelog_name(prefix, app_id, name), partitions, replication, {**compacted, "min.compaction.lag.ms": str(changelog_lag_ms)})
-            for name in SOURCE_TOPICS
-        ),
+        TopicSpec(prefix + "alerts", 1, replication, compacted, counted=False),
+        TopicSpec(prefix + "dead-letters", 1, replication, letters, counted=False),
+        TopicSpec(prefix + "scores", 1, replication, compacted, counted=False),
+        *(TopicSpec(changelog_name(prefix, app_id, name), partitions, replication, lagging, of=prefix + name) for name in SOURCE_TOPICS),
     ]

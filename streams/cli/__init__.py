@@ -1,6 +1,6 @@
 """The command line, ``pulsefold``.
 
-Exit codes: 0 done; 1 something differs, was refused or failed; 2 a word, a setting or a broker that cannot be used, told in one
+Exit codes: 0 done; 1 something differs, was refused or failed; 2 a word, a setting, a topic or a broker that cannot be used, told in one
 sentence on stderr without a traceback.
 """
 

@@ -46,7 +46,7 @@ def create(
     as_json: AsJson = False,
     config: Config = None,
 ) -> int:
-    """Create every topic that is missing, then verify all; exit 1 if one differs from what is needed."""
+    """Create every topic that is missing, then verify all; exit 2 if one differs from what is needed."""
     found = settings_of(config, bootstrap=bootstrap, topic_prefix=topic_prefix, app_id=app_id, partitions=partitions, replication=replication)
     created, present = admin.create_topics(found, security=security(found))
     if as_json:
@@ -67,7 +67,7 @@ def check(
     as_json: AsJson = False,
     config: Config = None,
 ) -> int:
-    """Verify every topic; exit 1 if one differs from what is needed."""
+    """Verify every topic; exit 2 if one differs from what is needed."""
     found = settings_of(config, bootstrap=bootstrap, topic_prefix=topic_prefix, app_id=app_id, partitions=partitions)
     return _check(found, {} if as_json else None)
 
@@ -82,7 +82,7 @@ def _check(found: Settings, body: dict[str, Any] | None = None) -> int:
             print(problem, file=sys.stderr)
         if not problems:
             print("all topics are as needed")
-    return 1 if problems else 0
+    return 2 if problems else 0
 
 
 def tail(
