@@ -63,6 +63,4 @@ def influence_view(kept: VariableTables, settings: VariableSettings) -> View:
         found = {outcome: influence(sums.pairs(outcome)) for outcome in OUTCOMES}
         return {"name": params.name, **found, "note": NOTE, "as_of": rfc3339_or_none(reader.as_of())}
 
-    return View(
-        "/variables/{name}/influence", InfluenceParams, answer, (TOPIC,), "How a variable's value goes with the outcomes of its forecasts."
-    )
+    return View("/variables/{name}/influence", InfluenceParams, answer, (TOPIC,), "How a variable's value goes with the outcomes of its forecasts.")
