@@ -12,22 +12,22 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
 
 from .. import admin
 from ..codec import InvalidEvent, decode
-from ..errors import ConfigError
+from ..errors import ConfigError, PulsefoldError
 from ..keys import derived_id, encode_key
+from .files import write_aside
 from .options import AsJson, Bootstrap, Config, TopicPrefix, security, settings_of
 from .output import clean
 from .query import ask, worker_url
@@ -70,11 +70,18 @@ def export(
             raise ConfigError("since", f"expected an RFC 3339 time with an offset, got {since!r}")
     at = worker_url(url, config)
     secret = token or os.environ.get("PULSEFOLD_TOKEN")
-    found = document(lambda path, params: ask(at, path, [(k, str(v)) for k, v in params.items()], secret, tenant), since)
+
+    def view(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        body: dict[str, Any] = ask(at, path, [(k, str(v)) for k, v in params.items()], secret, tenant)
+        if not body.pop("ready", True):
+            raise PulsefoldError("the worker is still restoring its tables; ask again when /readyz says 200")
+        return body
+
+    found = document(view, since)
     if file == "-":
-        write(found, sys.stdout)
+        sys.stdout.write(text_of(found))
     else:
-        save(found, Path(file))
+        write_aside(Path(file), text_of(found).encode())
     n, total = len(found["learning_events"]), found["events_total"]
     older = f" of {total} (older ones are no longer in the curves, or before --since)" if total > n else ""
     print(f"{n} learning events{older}, {len(found['goals'])} goals", file=sys.stderr)
@@ -112,34 +119,16 @@ def pages(ask: Ask, path: str, name: str, **params: str) -> Iterator[dict[str, A
             return
 
 
-def write(found: Mapping[str, Any], out: IO[str]) -> None:
+def text_of(found: Mapping[str, Any]) -> str:
     """One JSON object; the items of its lists a line each."""
     parts = []
     for name, value in found.items():
         if name in LISTS:
-            lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in value)
+            lines = ",\n".join(json.dumps(item) for item in value)
             parts.append(f"{json.dumps(name)}: [\n{lines}\n]" if value else f"{json.dumps(name)}: []")
         else:
-            parts.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
-    out.write("{\n" + ",\n".join(parts) + "\n}\n")
-
-
-def save(found: Mapping[str, Any], file: Path) -> None:
-    """Write aside and rename, so that no reader meets half a file.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-    """
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}-", delete=False) as aside:
-            try:
-                write(found, aside)
-            except BaseException:
-                Path(aside.name).unlink(missing_ok=True)
-                raise
-        Path(aside.name).replace(file)
-    except OSError as exc:
-        raise ConfigError(str(file), f"cannot be written: {exc.strerror}") from None
+            parts.append(f"{json.dumps(name)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 # ---- import

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streams.cli.learning import Ask, Import, document, save, write
-from streams.errors import ConfigError
+from streams.cli.learning import Ask, Import, document, text_of
 from tables.learning import Learning
 from tables.learning_state import LearningSettings
 from tests.harness import VECTORS, Log, subset
@@ -29,10 +26,8 @@ def asks(log: Log, tenant: str = "golden") -> Ask:
     return ask
 
 
-def text_of(log: Log, tenant: str = "golden", since: str | None = None) -> str:
-    out = io.StringIO()
-    write(document(asks(log, tenant), since), out)
-    return out.getvalue()
+def exported(log: Log, tenant: str = "golden") -> str:
+    return text_of(document(asks(log, tenant)))
 
 
 def imported(text: str, tenant: str = "new", partitions: int = 3) -> tuple[Log, Import]:
@@ -83,7 +78,7 @@ def state(document: dict[str, Any]) -> tuple[list[Event], list[Event]]:
 
 def test_an_export_imported_into_an_empty_tenant_exports_the_same_events_and_goals() -> None:
     log = filled()
-    text = text_of(log)
+    text = exported(log)
     found = json.loads(text)
     other, read = imported(text)
     again = document(asks(other, "new"))
@@ -98,7 +93,7 @@ def test_an_export_imported_into_an_empty_tenant_exports_the_same_events_and_goa
 
 
 def test_importing_twice_changes_nothing() -> None:
-    text = text_of(filled())
+    text = exported(filled())
     log, _ = imported(text)
     before = document(asks(log, "new"))
     put(log, text)
@@ -110,11 +105,11 @@ def test_importing_twice_changes_nothing() -> None:
 def test_equal_events_of_one_file_stay_apart_and_one_line_more_does_not_rename_them() -> None:
     log = Log([Learning()])
     log.send([{**step(1, 5), "id": name} for name in ("x", "y", "z")])
-    text = text_of(log)
+    text = exported(log)
     other, _ = imported(text)
     assert len(document(asks(other, "new"))["learning_events"]) == 3
     log.send([step(0, 1)])
-    put(other, text_of(log))
+    put(other, exported(log))
     assert document(asks(other, "new"))["events_total"] == 4
 
 
@@ -124,7 +119,7 @@ def test_values_that_a_linked_goal_got_from_learning_count_once_when_both_are_im
     log.send([goal(0, "any", metric="performance_score"), goal(1, "of", metric="episode_count", task_type="a", target=5)])
     log.send(step(i, i, task_type=["a", "b"][i % 2], performance_score=i / 20) for i in range(12))
     log.send([value(0, 0.7, 99, "any")])
-    text = text_of(log)
+    text = exported(log)
     other, _ = imported(text, partitions=partitions)
     assert [(one["goal_id"], one["n_total"]) for one in document(asks(other, "new"))["goals"]] == [("any", 13), ("of", 6)]
     assert [one["percentage"] for one in document(asks(other, "new"))["goals"]] == [one["percentage"] for one in json.loads(text)["goals"]]
@@ -137,8 +132,8 @@ def test_a_goal_whose_values_left_the_ring_stands_as_it_stood() -> None:
     for i in range(250):
         log.send([value(3 * i, [2.0, 0.4, 1.0][(i > 20) + (i > 40)], i, "loss"), value(3 * i + 1, -0.5 - i, i, "first")])
         log.send([value(3 * i + 2, 0.5, i, "ahead")])
-    found = json.loads(text_of(log))["goals"]
-    again = document(asks(imported(text_of(log))[0], "new"))["goals"]
+    found = json.loads(exported(log))["goals"]
+    again = document(asks(imported(exported(log))[0], "new"))["goals"]
     own = ("n_total", "history")
     assert [{k: v for k, v in one.items() if k not in own} for one in again] == [{k: v for k, v in one.items() if k not in own} for one in found]
     assert {one["goal_id"]: (one["start"], one["completed_at"]) for one in again} == {
@@ -149,7 +144,7 @@ def test_a_goal_whose_values_left_the_ring_stands_as_it_stood() -> None:
 def test_a_broken_line_is_refused_with_its_number_and_the_rest_goes_on() -> None:
     log = Log([Learning()])
     log.send([*(step(i, i) for i in range(6)), goal(0), value(1, 0.5, 1), goal(2, "h", seconds=5)])
-    lines = text_of(log).splitlines()
+    lines = exported(log).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith('{"task_type"'))
     lines[first] = lines[first][:-9]
     lines[first + 1] = lines[first + 1].replace('"performance_score": 0.5', '"performance_score": 1.2')
@@ -169,7 +164,7 @@ def test_a_broken_line_is_refused_with_its_number_and_the_rest_goes_on() -> None
 def test_a_goal_with_one_bad_value_is_refused_whole() -> None:
     log = Log([Learning()])
     log.send([goal(0), value(1, 0.25, 1), value(2, 0.75, 2)])
-    text = text_of(log).replace('"current": 0.75}]', '"current": "x"}]')
+    text = exported(log).replace('"current": 0.75}]', '"current": "x"}]')
     other, read = imported(text)
     assert [one["reason"] for one in read.refused] == ["invalid_field"]
     assert other.get("/goals/g", "new")["status"] == 404
@@ -177,7 +172,7 @@ def test_a_goal_with_one_bad_value_is_refused_whole() -> None:
 
 def test_json_lines_of_events_and_goals_are_taken_too() -> None:
     log = filled()
-    found = json.loads(text_of(log))
+    found = json.loads(exported(log))
     other, read = imported("\n".join(json.dumps(one) for one in [*found["learning_events"], *found["goals"]]) + "\n\n")
     assert not read.refused
     assert state(document(asks(other, "new"))) == state(found)
@@ -193,7 +188,7 @@ def test_where_more_was_recorded_than_is_kept_the_file_says_how_much() -> None:
 
 
 def test_nothing_recorded_is_a_file_too() -> None:
-    text = text_of(Log([Learning()]))
+    text = exported(Log([Learning()]))
     assert json.loads(text)["learning_events"] == []
     assert set(json.loads(text)) == {"export_time", "events_total", "learning_events", "goals", "convergence_history", "learning_report"}
     _, read = imported(text)
@@ -205,18 +200,6 @@ def test_the_report_in_the_file_is_that_of_the_golden_vector() -> None:
     log.send(VECTORS["L8"]["events"])
     report = document(asks(log))["learning_report"]
     assert report["total_learning_events"] == VECTORS["L8"]["checks"][0]["expect"]["total_learning_events"]
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    file = tmp_path / "learning.json"
-    save({"goals": [{"a": 1}]}, file)
-    before = file.read_text()
-    with pytest.raises(TypeError):
-        save({"goals": [object()]}, file)
-    assert file.read_text() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["learning.json"]
-    with pytest.raises(ConfigError, match="cannot be written"):
-        save({}, tmp_path / "nowhere" / "x.json")
 
 
 def test_streams_are_listed_by_name_page_by_page() -> None:
