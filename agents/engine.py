@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidSessionTimeoutError, KafkaError
 from faust.types import TP
 from mode import Service
 
+from streams.errors import ConfigError, PulsefoldError
 from tables.dedupe import IDS
 from tables.partition import Bounds, Output, Partition, Schema
 from tables.rows import Row
@@ -67,6 +68,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     Attributes:
         ready: the tables are restored up to what was on the changelog at the start.
         board: the alerts.
+        refused: what a person must mend before this worker can go on.
+        on_refused: stops the worker in order when there is such a thing; None = it counts as a crash.
         on_changed: told of rows that changed, (shard, [(table index, row)] or None for "look at the dirty ones").
     """
 
@@ -103,6 +106,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self._moved = asyncio.Event()
         self._absorbed_at = time.monotonic()
         self._dead = False
+        self.refused: PulsefoldError | None = None
+        self.on_refused: Callable[[], None] | None = None
         self.log_starts: dict[tuple[str, int], int] = {}
         self._promised: dict[Shard, tuple[int, int]] = {}
         self._passed: dict[Shard, int] = {}
@@ -195,7 +200,11 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     async def crash(self, reason: BaseException) -> None:
         """A bug or a lasting failure: nothing is written any more, the worker exits non-zero."""
         self._dead = True
-        await super().crash(reason)
+        if self.on_refused is None or not isinstance(reason, PulsefoldError):
+            await super().crash(reason)
+        elif self.refused is None:
+            self.refused = reason
+            self.on_refused()
 
     # ---- asked by the seam
 
@@ -449,9 +458,24 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     @Service.task
     async def _watch(self) -> None:
-        """Ends of the source partitions, for lag; and the watchdog."""
+        """Ends of the source partitions, for lag; what the group complains of; and the watchdog."""
         sources = [TopicPartition(self.full_names[t], n) for t, count in self.counts.items() for n in range(count)]
         while not self.should_stop:
+            complaint = await self.app.consumer._thread.complaint()
+            if isinstance(complaint, InvalidSessionTimeoutError):
+                await self.crash(
+                    ConfigError(
+                        "session_timeout_s",
+                        f"the broker refuses {self.app.conf.broker_session_timeout:g} s; choose one between its "
+                        "group.min.session.timeout.ms and group.max.session.timeout.ms",
+                    )
+                )
+                return
+            if complaint is not None and getattr(complaint, "retriable", False):
+                self.log.warning("the consumer group could not go on for a moment: %r", complaint)
+            elif complaint is not None:
+                await self.crash(complaint)
+                return
             try:
                 ends = await self.follower.end_offsets(sources)
             except KafkaError as exc:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -72,9 +73,12 @@ def worker(flags: dict[str, Any]) -> int:
     app = build(settings)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     run = faust.Worker(app, loglevel=settings.get("log_level").upper(), quiet=True, redirect_stdouts=False)
+    app.engine.on_refused = lambda: signal.raise_signal(signal.SIGTERM)
     try:
         run.execute_from_commandline()
     except SystemExit as left:
+        if app.engine.refused is not None:
+            raise app.engine.refused from None
         return int(left.code or 0)
     return 0
 

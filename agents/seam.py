@@ -11,12 +11,13 @@ watchdog (false alarms), the table manager (recovery of tables that are not Faus
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Protocol
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import aiokafka
 import faust
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka.errors import ConsumerStoppedError, KafkaError
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport import drivers
@@ -29,6 +30,7 @@ from mode.utils.futures import notify
 
 from .spread import SpreadAssignor
 
+R = TypeVar("R")
 Span = tuple[int, int, list[Any]]
 """What a fetch got of one partition: positions before and after it, and the records between."""
 
@@ -119,10 +121,26 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
 
     async def committed_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
         """The group's committed offsets, of partitions that have one; they may be anybody's."""
-        coordinator = self._ensure_consumer()._coordinator
         asked = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in tps]
-        found = await self.call_thread(coordinator.fetch_committed_offsets, asked)
+        found = await self._in_thread(self._ensure_consumer()._coordinator.fetch_committed_offsets(asked))
         return {ensure_TP(tp): int(at.offset) for tp, at in found.items() if at.offset >= 0}
+
+    async def complaint(self) -> BaseException | None:
+        """What aiokafka's coordination stopped with and waits to tell; it goes on once it is told."""
+
+        async def told(coordinator: Any) -> BaseException | None:
+            try:
+                coordinator.check_errors()
+            except KafkaError as exc:
+                return exc
+            return None
+
+        coordinator = self._consumer and self._consumer._coordinator  # there is none before the consumer has started
+        return None if coordinator is None else await self._in_thread(told(coordinator))
+
+    async def _in_thread(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run in the consumer's loop, past its queue, whose two places may be taken by commits that wait for a broker."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.thread_loop))
 
 
 def plain_records(fetcher: Any) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka.admin import ConfigResource, ResourceType
 
+from ..workers import WorkerProcess
 from .broker import free_ports
 from .deployment import Deployment
 
@@ -69,11 +72,13 @@ def test_topics_that_differ_from_what_is_needed_are_refused(deploy: Deploy, prep
 
 
 def refused(done: subprocess.CompletedProcess[str], sentence: str, n: int = 1) -> None:
-    """Exit code 2 and so many sentences, each a line, no traceback."""
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    assert done.returncode == 2, (done.returncode, lines)
-    assert len(lines) == n, lines
-    for line in lines:
+    """Exit code 2 and so many sentences at the end, each a line; lines of the log may precede them, but no traceback."""
+    text = re.sub("\x1b\\[[?0-9]+[a-z]|\b", "", done.stdout + done.stderr)
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert done.returncode == 2, (done.returncode, text)
+    assert "Traceback" not in text, text
+    assert [line for line in lines if not line.startswith("[2")] == lines[-n:], text
+    for line in lines[-n:]:
         assert re.search(sentence, line), line
 
 
@@ -81,3 +86,25 @@ def refused(done: subprocess.CompletedProcess[str], sentence: str, n: int = 1) -
 def test_good_topics_are_not_refused(deploy: Deploy) -> None:
     done = deploy(3).check()
     assert (done.returncode, done.stdout, done.stderr) == (0, "all topics are as needed\n", "")
+
+
+# ---- a session that the broker refuses
+
+
+def ended(worker: WorkerProcess, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+    """Exit code and output of a worker that ends by itself."""
+    assert worker.process is not None
+    return subprocess.CompletedProcess("worker", worker.process.wait(timeout_s), worker.log.read_text(), "")
+
+
+@pytest.mark.timeout(60)
+def test_a_session_longer_or_shorter_than_the_broker_allows_ends_the_worker_with_a_sentence(deploy: Deploy) -> None:
+    deployed = deploy(1)
+    node = deployed.admin.list_topics(timeout=10).controller_id
+    config = next(iter(deployed.admin.describe_configs([ConfigResource(ResourceType.BROKER, str(node))]).values())).result(10)
+    longest, shortest = (int(config[f"group.{which}.session.timeout.ms"].value) / 1000 for which in ("max", "min"))
+    begun = time.monotonic()
+    for seconds in (longest + 1, shortest - 0.5):
+        worker = deployed.worker(start=False, session_timeout_s=seconds).start(wait=False)
+        refused(ended(worker), rf"session_timeout_s: the broker refuses {seconds:g} s.*group\.min\.session\.timeout\.ms")
+    assert time.monotonic() - begun < 40
