@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from streams.errors import TopicProblem
 from tables.dedupe import IDS
 from tables.partition import COUNTERS, HEAD, Output, Partition, Record
 from tables.rows import Row, parse_wire_key
@@ -56,7 +57,22 @@ class Refusal:
 
 
 class WrongIdentity(Exception):
-    """Rows were made from another topic of the same name (deleted and created again): offsets mean something else."""
+    """Rows were made from another topic of the same name (deleted and created again): offsets mean something else.
+
+    Args:
+        topic: the source topic, without prefix.
+    """
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic)
+        self.topic = topic
+
+    def told(self, full: str, changelog: str) -> TopicProblem:
+        """The same as a sentence with the way out, given the full names of the topic and its changelog."""
+        return TopicProblem(
+            f"{full}: the tables were made from another topic of this name (it was deleted and created again); start with a new app_id, "
+            f"or delete {changelog} and run pulsefold topics create: the tables are then rebuilt from the topic as it is now"
+        )
 
 
 class Shard:
@@ -285,10 +301,7 @@ class Core:
                 continue  # rows of another version of a fold; tombstones of dropped ones
             version, made_of = unpack(value)
             if made_of != identity and made_of and identity:
-                raise WrongIdentity(
-                    f"{partition.topic}/{partition.number}: the tables were made from another topic of this name (it was deleted and created "
-                    f"again); start with a new app_id, or delete this app's changelog topics to rebuild them from the log"
-                )
+                raise WrongIdentity(partition.topic)
             index = table.index
             space = spaces[index].get(tenant)
             if space is None:

@@ -18,7 +18,7 @@ from aiokafka.errors import InvalidSessionTimeoutError, KafkaError
 from faust.types import TP
 from mode import Service
 
-from streams.errors import ConfigError, PulsefoldError
+from streams.errors import ConfigError, PulsefoldError, TopicProblem
 from tables.dedupe import IDS
 from tables.partition import Bounds, Output, Partition, Schema
 from tables.rows import Row
@@ -27,6 +27,8 @@ from .board import Board
 from .core import Core, Flush, Refusal, Shard, WrongIdentity
 from .seam import plain_records
 
+IDENTITY_S = 5.0
+"""Seconds between two looks at whether the source topics are still the same."""
 MAX_BEHIND = 200_000
 """Records a partition may be folded ahead of its writes before fetching pauses."""
 
@@ -235,6 +237,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     def committable(self) -> dict[TP, int]:
         """Offsets below which everything is durable."""
+        if self._dead:
+            return {}
         return {TP(self.full_names[topic], n): offset for (topic, n), offset in self.core.committable().items()}
 
     def committed(self, offsets: Mapping[TP, int]) -> None:
@@ -254,6 +258,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     async def _gain(self, tps: Sequence[TP]) -> None:
         shards = [shard for tp in tps if (shard := self.shard(tp)) is not None]
         epochs = [shard.epoch for shard in shards]
+        if not await self._same_topics():
+            return
         changelog = {shard: TopicPartition(self.config.changelogs[shard.partition.topic], shard.partition.number) for shard in shards}
         sources = [TopicPartition(tp.topic, tp.partition) for tp in tps]
         ends = await self.follower.end_offsets(list(changelog.values()))
@@ -423,7 +429,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 try:
                     changed = self.core.followed(shard, ((r.key, r.value) for r in records), positions[tp])
                 except WrongIdentity as exc:
-                    await self.crash(exc)
+                    await self.crash(self._told(exc))
                     return
                 if changed:
                     for told in self.on_changed:
@@ -455,6 +461,33 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         return max(0, followed), total
 
     # ---- watch
+
+    @Service.task
+    async def _identify(self) -> None:
+        """Look now and then whether a source topic was deleted and created again."""
+        while not self.should_stop:
+            await self.sleep(IDENTITY_S)
+            if not self.should_stop and not await self._same_topics():
+                return
+
+    async def _same_topics(self) -> bool:
+        """Whether the source topics are those that the tables are made from, as far as the broker tells; if not, the worker stops.
+
+        Only asked of the broker: offsets alone do not tell, because a new topic of the same name soon has the old offsets too.
+        """
+        try:
+            _, identities, _ = await asyncio.to_thread(self.discover)
+        except (PulsefoldError, TimeoutError) as exc:
+            self.log.warning("the source topics cannot be looked at at the moment: %r", exc)
+            return True
+        for topic, identity in identities.items():
+            if identity and any(partition.identity not in (0, identity) for partition in self.partitions[topic]):
+                await self.crash(self._told(WrongIdentity(topic)))
+                return False
+        return True
+
+    def _told(self, wrong: WrongIdentity) -> TopicProblem:
+        return wrong.told(self.full_names[wrong.topic], self.config.changelogs[wrong.topic])
 
     @Service.task
     async def _watch(self) -> None:

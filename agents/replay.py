@@ -19,7 +19,7 @@ from tables.dedupe import IDS
 from tables.partition import Partition, Schema
 
 from .app import discover_partitions, load_settings, security
-from .core import Core
+from .core import Core, WrongIdentity
 from .registry import schema
 
 
@@ -87,6 +87,8 @@ async def run(settings: Any, tables: Schema, progress: Progress | None = None) -
         await _read(
             consumer, [tp for tp, name in sources.items() if done[name] >= 0], {tp: done[name] + 1 for tp, name in sources.items()}, progress, "log", fold
         )
+    except WrongIdentity as wrong:
+        raise wrong.told(prefix + wrong.topic, changelog_name(prefix, app_id, wrong.topic)) from None
     finally:
         await consumer.stop()
     for name, mine in live.items():

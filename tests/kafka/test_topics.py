@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import ConfigResource, ResourceType
 
 from ..workers import WorkerProcess
 from .broker import free_ports
-from .deployment import Deployment
+from .deployment import Deployment, until
+from .truth import body
 
 Deploy = Callable[..., Deployment]
 Prepare = Callable[[Deployment], None]
@@ -88,13 +90,61 @@ def test_good_topics_are_not_refused(deploy: Deploy) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "all topics are as needed\n", "")
 
 
-# ---- a session that the broker refuses
+# ---- a topic deleted and created again
+
+DAY = {"cleanup_policy": "compact", "min_compaction_lag_ms": "86400000"}
+DELETED = r"costs: .*deleted and created again.*new app_id, or delete \S+-costs-changelog.*topics create"
+
+
+def spend(deployed: Deployment, ids: range, start: str = "c") -> None:
+    """A dollar an event."""
+    producer = Producer({"bootstrap.servers": deployed.bootstrap})
+    for n in ids:
+        producer.produce(deployed.source("costs"), body(f"{start}{n}", "cost.incurred.v1", "2026-03-02T00:00:00Z", {"cost": "1"}), b"default")
+    assert producer.flush(30) == 0
 
 
 def ended(worker: WorkerProcess, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
     """Exit code and output of a worker that ends by itself."""
     assert worker.process is not None
     return subprocess.CompletedProcess("worker", worker.process.wait(timeout_s), worker.log.read_text(), "")
+
+
+@pytest.mark.timeout(90)
+def test_a_source_topic_deleted_and_created_again_is_refused_at_start_and_the_way_out_works(deploy: Deploy) -> None:
+    deployed = deploy(1)
+    worker = deployed.worker()
+    spend(deployed, range(40))
+    worker.until(lambda: worker.get("/status")["counts"]["folded"] == 40)
+    assert worker.stop() in (0, -15)
+    deployed.recreate(deployed.source("costs"), 1)
+    spend(deployed, range(60), "new")
+    again = deployed.worker(start=False).start(wait=False)
+    refused(ended(again), DELETED)
+    refused(deployed.run("replay"), DELETED)
+    deployed.recreate(deployed.changelog("costs"), 1, **DAY)
+    rebuilt = deployed.worker()
+    rebuilt.until(lambda: rebuilt.get("/status")["counts"]["folded"] == 60)
+    assert rebuilt.get("/costs")["total_micro_usd"] == 60_000_000
+    rebuilt.until(lambda: "cost.cumulative" in {a["rule"] for a in rebuilt.get("/alerts", state="open")["alerts"]}, 10)
+    assert deployed.replay()["equal"]
+
+
+@pytest.mark.parametrize("n", [10, 100], ids=["fewer_records", "more_records"])
+@pytest.mark.timeout(90)
+def test_a_source_topic_deleted_and_created_again_stops_a_running_worker(deploy: Deploy, n: int) -> None:
+    deployed = deploy(1)
+    worker = deployed.worker()
+    spend(deployed, range(40))
+    worker.until(lambda: worker.get("/status")["counts"]["folded"] == 40)
+    until(lambda: deployed.committed().get((deployed.source("costs"), 0)) == 40, 10)
+    deployed.recreate(deployed.source("costs"), 1)
+    spend(deployed, range(n), "new")
+    refused(ended(worker), DELETED)
+    assert deployed.committed().get((deployed.source("costs"), 0), 0) <= 0, "an offset of the old topic was committed for the new one"
+
+
+# ---- a session that the broker refuses
 
 
 @pytest.mark.timeout(60)
