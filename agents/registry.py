@@ -14,13 +14,23 @@ from tables.fold import Fold
 from tables.learning import Learning
 from tables.learning_state import LearningSettings
 from tables.partition import Schema
+from tables.performance import Performance
+from tables.performance_rows import PerformanceSettings
 from tables.trust import Trust, TrustSettings
 from tables.trust_rules import TrustByRule, TrustRuleSettings
 from tables.variable_states import VariableSettings
 from tables.variables import Variables
 from tables.windows import Windows, WindowSettings
 
-FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (TrustSettings, VariableSettings, CostSettings, LearningSettings, WindowSettings, TrustRuleSettings)
+FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (
+    TrustSettings,
+    VariableSettings,
+    CostSettings,
+    LearningSettings,
+    WindowSettings,
+    PerformanceSettings,
+    TrustRuleSettings,
+)
 """What the folds declare as settings."""
 
 
@@ -30,14 +40,17 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
     Args:
         settings_of: settings struct -> its instance in force (default: its defaults).
     """
-    variables = Variables(settings_of(VariableSettings))
+    trust, variables = Trust(settings_of(TrustSettings)), Variables(settings_of(VariableSettings))
+    performance = Performance(settings_of(PerformanceSettings), settings_of(WindowSettings), trust)
     return [
-        Trust(settings_of(TrustSettings)),
+        trust,
         variables,
         Forecasts(variables.settings, variables.kept.models),
         Costs(settings_of(CostSettings)),
         Learning(settings_of(LearningSettings)),  # with the goals, which may refuse a training event: before what else sees it
         Windows(settings_of(WindowSettings)),
+        performance,
+        performance.rl,
         TrustByRule(settings_of(TrustRuleSettings)),  # last: what another fold refuses does not speak of anything
     ]
 

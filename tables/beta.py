@@ -82,6 +82,23 @@ def interval(alpha: float, beta: float, z: float) -> list[float]:
     return [float(betaincinv(alpha, beta, outside)), float(betainccinv(alpha, beta, outside))]
 
 
+def quantiles(alpha: float, beta: float, outside: float) -> list[float]:
+    """Equal-tailed quantiles of Beta(alpha, beta).
+
+    Args:
+        alpha, beta: pseudo-counts, > 0.
+        outside: probability on each side, 0…0.5.
+
+    Returns:
+        [low, high], within 0…1
+
+    Example:
+        >>> [round(x, 6) for x in quantiles(20.0, 10.0, 0.05)]
+        [0.520988, 0.799504]
+    """
+    return [float(betaincinv(alpha, beta, outside)), float(betainccinv(alpha, beta, outside))]
+
+
 def upper(alpha: float, beta: float, z: float) -> float:
     """Upper end of `interval`."""
     return float(betainccinv(alpha, beta, tail(z)))

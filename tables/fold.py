@@ -133,6 +133,10 @@ class Reader(Protocol):
         """Every key of the tenant with its states, in no particular order."""
         ...
 
+    def watermarks(self, topic: str) -> dict[int, int]:
+        """Greatest event time absorbed in each partition of a topic that has any, microseconds."""
+        ...
+
     def as_of(self) -> int | None:
         """Greatest event time absorbed in the topics read so far; None before the first event."""
         ...

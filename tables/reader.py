@@ -52,6 +52,15 @@ class PartitionReader:
                 merged.setdefault(key, []).append(table.peek(row))
         return iter(merged.items())
 
+    def watermarks(self, topic: str) -> dict[int, int]:
+        """Greatest event time absorbed in each partition of a topic that has any, microseconds."""
+        self.topics.add(topic)
+        return {
+            partition.number: WATERMARK.load(row).time_us
+            for partition in self.partitions.get(topic, ())
+            if (row := partition.spaces[WATERMARK.index].get(self.tenant, {}).get(())) is not None
+        }
+
     def as_of(self) -> int | None:
         """Greatest event time absorbed in the topics read so far."""
         times = [

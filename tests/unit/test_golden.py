@@ -9,7 +9,7 @@ import pytest
 from agents.registry import FOLD_SETTINGS
 from tables.fold import Fold
 
-from ..golden_checks import SETTINGS_OF, VECTORS_HERE, check_vector, folds_for
+from ..golden_checks import ONE_PARTITION, SETTINGS_OF, VECTORS_HERE, check_vector, folds_for
 from ..harness import VECTORS, Log
 
 
@@ -18,6 +18,8 @@ from ..harness import VECTORS, Log
 @pytest.mark.parametrize("name", VECTORS_HERE)
 def test_a_vector_gives_its_numbers(name: str, partitions: int, doubled: bool) -> None:
     vector: dict[str, Any] = VECTORS[name]
+    if partitions > 1 and name in ONE_PARTITION:
+        pytest.skip("its figures are per partition")
     if doubled and name == "M3":
         pytest.skip("M3 counts its own duplicates")
     folds: list[Fold] = folds_for(vector)
