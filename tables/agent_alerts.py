@@ -268,9 +268,7 @@ def watch(p: Partition, event: Event, state: Watch, ring: Completions, agent: st
     before = n + 1 - RECENT
     if before > BEFORE:
         before = BEFORE
-    if state.errors.level:
-        judge_errors(p, event, state, agent, n, failed, before)
-    elif before >= LEAST_BEFORE and failed / RECENT - state.failures / before > 0.10:
+    if state.errors.level or (before >= LEAST_BEFORE and failed / RECENT - state.failures / before > 0.10):
         judge_errors(p, event, state, agent, n, failed, before)
     if n + 1 >= RECENT:
         size = n + 1 if n + 1 < LAST else LAST
@@ -331,8 +329,8 @@ def recount(state: Watch, ring: Completions) -> None:
     recent, before = ring.recent(), ring.before()
     state.failures = sum(not success for success, _, _ in before)
     good, good_before = [q for _, q, _ in recent if q == q], [q for _, q, _ in before if q == q]
-    state.qualities, state.quality = len(good), sum(good)
-    state.qualities_before, state.quality_before = len(good_before), sum(good_before)
+    state.qualities, state.quality = len(good), sum(good, 0.0)
+    state.qualities_before, state.quality_before = len(good_before), sum(good_before, 0.0)
     timed(state, [d for _, _, d in recent if d == d], [d for _, _, d in before if d == d], state.floor)
 
 

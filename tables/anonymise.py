@@ -152,8 +152,8 @@ ENVELOPE: dict[str, str] = {
     "source": "source",
 }
 """The same of an envelope's attributes; others are left out."""
-NAMED_KINDS = frozenset(("agent", "judge"))
-"""Kinds of trust whose ids name somebody; variables, rules and models are kept."""
+NAMELESS_KINDS = frozenset(("variable", "rule", "model"))
+"""Kinds of trust whose ids name nobody and are kept; of every other kind the id gets a pseudonym of the class of that name."""
 _SCOPES = {"agent:": _AGENT, "run:": _RUN}
 
 
@@ -217,7 +217,7 @@ class Anonymiser:
 
     def _by_kind(self, data: Mapping[str, Any], value: str) -> str:
         kind = str(data.get("kind"))
-        return self.name(kind, value) if kind in NAMED_KINDS else value
+        return value if kind in NAMELESS_KINDS else self.name(kind, value)
 
     def _scope(self, data: Mapping[str, Any], value: str) -> str:
         for prefix, kind in _SCOPES.items():

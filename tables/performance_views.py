@@ -7,6 +7,7 @@ timeout behind the watermark of its own partition; an agent is known from its fi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -198,7 +199,7 @@ class Figures:
         else:
             states = (
                 state
-                for key, found in reader.scan(self.kept.sums)
+                for key, found in sorted(reader.scan(self.kept.sums), key=itemgetter(0))  # so that every worker rounds alike
                 if (task_type is None or key[0] == task_type) and (version is None or key[1] == version)
                 for state in found
             )
@@ -395,7 +396,7 @@ class Figures:
         if task_type is not None:
             scores = [row.score for row in reader.rows(self.kept.task_types, (task_type,))]
         else:
-            scores = [row.score for _, rows in sorted(reader.scan(self.kept.task_types)) for row in rows]
+            scores = [row.score for _, rows in sorted(reader.scan(self.kept.task_types), key=itemgetter(0)) for row in rows]
         answer = Score.merged(scores).render()
         answer["note"] = "scored where each outcome was absorbed, with what that partition knew before; the answer above knows all partitions"
         return answer
