@@ -51,7 +51,7 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
         Windows(settings_of(WindowSettings)),
         performance,
         performance.rl,
-        TrustByRule(settings_of(TrustRuleSettings)),  # last: what another fold refuses does not speak of anything
+        TrustByRule(settings_of(TrustRuleSettings), performance.settings.criteria_pass),  # last: what another fold refuses does not speak of anything
     ]
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from streams.events import TaskCompleted, TaskStarted
 
 from .agent_alerts import SEGMENT, SEGMENTS, SLOTS, Completions, append, watch
+from .facts import bucket, digest
 from .performance_rows import COMPLETED, EARLY, EARLY_TIMED, OPEN, STARTED, TAKEN, UNKNOWN, Sums, Waiting
 from .prediction import Evidence, backed_off
-from .facts import bucket, digest
 from .times import DAY_US
 
 if TYPE_CHECKING:

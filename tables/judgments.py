@@ -14,10 +14,10 @@ from streams.keys import encode_key
 
 from .agent_alerts import RECENT, judge_scores
 from .alerting import LEVELS
+from .facts import bucket, digest
 from .fold import MergedRule, Reader, Standing, Verdict
 from .performance_names import MOST_JUDGED_PAIRS, Rooms
 from .performance_rows import EVALUATED, JUDGED, OTHER, Judgments, Pending, TaskJudgments
-from .facts import bucket, digest
 from .times import DAY_US
 from .verdicts import limit_of, overall, pass_limits, verdict
 

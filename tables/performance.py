@@ -39,6 +39,7 @@ from streams.topics import SOURCE_TOPICS
 
 from .agent_alerts import BUDGET, COMPLIANCE, JUDGMENT, RECENT, WATCHED, cleared, judge_budget, judge_compliance
 from .executions import Executions
+from .facts import bucket, digest
 from .fold import Fold
 from .judgments import FACT_BUCKETS, FACT_KEYS, WEEK_US, JudgmentHandlers, agreement_rule
 from .performance_names import MOST_CUSTOM, Ground, Rooms
@@ -61,7 +62,6 @@ from .performance_rows import (
 )
 from .performance_series import RL_FIELDS, SeriesTables
 from .performance_views import performance_views
-from .facts import bucket, digest
 from .windows import WindowSettings
 
 if TYPE_CHECKING:

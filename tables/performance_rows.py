@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import msgspec
 
 from .agent_alerts import Ring, Standing, Watch
-from .prediction import Score
 from .facts import Facts
+from .prediction import Score
 from .rows import Table
 from .sketch import Sketch
 

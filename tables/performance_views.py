@@ -14,6 +14,7 @@ import msgspec
 
 from . import beta
 from .executions import WAITING_KEYS
+from .facts import bucket, digest
 from .fold import BadParameter, NotFound, Reader, View, names, page
 from .judgments import TASK_BUCKETS, TASK_KEYS, merged, summary
 from .performance_rows import (
@@ -37,7 +38,6 @@ from .performance_rows import (
 )
 from .performance_series import Trends, trend
 from .prediction import Evidence, Score, predict
-from .facts import bucket, digest
 from .times import SECOND_US, rfc3339_or_none
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ class Figures:
         if self.trust is None:
             return None
         rule = self.trust.rule("agent")
-        state = self.trust.one(reader, "agent", name)
+        state = rule.merge(reader.rows(self.trust.rows, ("agent", name)))
         as_of = reader.as_of()
         at_us = reader.now_us if as_of is None else max(reader.now_us, as_of)
         alpha, beta_ = (rule.a0, rule.b0) if state is None else rule.counts(state, at_us)

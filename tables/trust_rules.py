@@ -15,7 +15,8 @@ each made from itself alone; whether performance is collected, which is only rea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -30,6 +31,7 @@ from .rows import Table
 from .times import DAY_US, rfc3339_or_none
 from .trust_state import TOPIC, Positive, of_kind
 from .trust_verdicts import Verdicts, Waiting
+from .verdicts import limit_of, pass_limits
 
 if TYPE_CHECKING:
     from streams.events import Event
@@ -60,11 +62,9 @@ class TrustRuleSettings(msgspec.Struct, frozen=True):
     Attributes:
         trust_rule: by rule (forecast_model, forecast_variables, forecast_certified, task, evaluation, judgment, judge): on, off,
             or the weight of its observations (on = 1); it acts from there on, not backwards.
-        criteria_pass: score from which a criterion of a judgment passes, by criterion.
     """
 
     trust_rule: dict[str, Literal["on", "off"] | bool | Positive] = msgspec.field(default_factory=lambda: {"": "on", "forecast_certified": "off"})
-    criteria_pass: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]] = msgspec.field(default_factory=lambda: {"": 0.7, "safety": 0.8})
 
 
 class FoldSettings(msgspec.Struct, frozen=True):
@@ -150,17 +150,20 @@ class TrustByRule(Fold):
 
     Args:
         settings: which rules are on, and their weights.
+        criteria_pass: setting of judgments: score from which a criterion passes, by criterion; ``""`` is that of all others.
         most_forecasts: issued forecasts remembered, a tenant and partition (one with very many inputs counts as several).
     """
 
     topics = ("forecasts", TOPIC)
 
-    def __init__(self, settings: TrustRuleSettings | None = None, *, most_forecasts: int = MOST_FORECASTS) -> None:
+    def __init__(
+        self, settings: TrustRuleSettings | None = None, criteria_pass: Mapping[str, float] | None = None, *, most_forecasts: int = MOST_FORECASTS
+    ) -> None:
         self.settings = settings or TrustRuleSettings()
         self.weights = found = weights(self.settings)
         self.model, self.variables, self.certified = found["forecast_model"], found["forecast_variables"], found["forecast_certified"]
         self.task, self.evaluation, self.judgment, self.judge = found["task"], found["evaluation"], found["judgment"], found["judge"]
-        self.pass_at = self.settings.criteria_pass
+        self.pass_at = pass_limits({"": 0.7, "safety": 0.8} if criteria_pass is None else criteria_pass)
         reads = FoldSettings([name for name in RULES if found[name]], sorted(self.pass_at.items()), most_forecasts)
         self.counts = Table("trust_rules", RuleCounts, rank=5, settings=reads)
         self.issues = Texts("trust_forecasts", most=most_forecasts, within_us=KEPT_US, rank=30, settings=reads)
@@ -275,9 +278,7 @@ class TrustByRule(Fold):
         """Whether all criteria pass, as said or else by their scores; None where neither is known."""
         if data.all_criteria_pass is not None or not data.criteria:
             return data.all_criteria_pass
-        pass_at = self.pass_at
-        other = pass_at.get("", 0.7)
-        return all(score >= pass_at.get(name, other) for name, score in data.criteria.items())
+        return all(score >= limit_of(name, self.pass_at) for name, score in data.criteria.items())
 
     # ---- whether performance is collected
 
