@@ -170,7 +170,9 @@ def severity(change: Change) -> str:
 
 
 def strongest(change: Change) -> tuple[str, Test]:
-    """The flagged outcome with the least q; of equal ones that with the greatest effect."""
+    """The flagged outcome to tell: a critical fall of certified, else that with the least q, of equal ones with the greatest effect."""
+    if severity(change) == CRITICAL:
+        return "certified", change.tests["certified"]
     return min(((name, test) for name, test in change.tests.items() if test.flagged), key=lambda item: (item[1].q, -abs(item[1].effect or 0.0)))
 
 

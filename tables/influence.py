@@ -37,10 +37,11 @@ def influence(pairs: Pairs) -> dict[str, Any]:
     answer: dict[str, Any] = {"n": n, "r": None, "r_interval": None, "slope": None, "intercept": None, "p": None}
     if n < 3 or not (pairs.m2_x > 0.0 and pairs.m2_y > 0.0 and isfinite(pairs.m2_x) and isfinite(pairs.cxy)):
         return answer
-    r = max(-1.0, min(1.0, pairs.cxy / (sqrt(pairs.m2_x) * sqrt(pairs.m2_y))))
     slope = pairs.cxy / pairs.m2_x
     if not isfinite(slope) or not isfinite(slope * pairs.mean_x):
         return answer
+    line = pairs.m2_y <= slope * pairs.cxy  # nothing is left unexplained
+    r = (1.0 if slope > 0.0 else -1.0) if line else max(-1.0, min(1.0, pairs.cxy / (sqrt(pairs.m2_x) * sqrt(pairs.m2_y))))
     answer.update(r=r, r_interval=r_interval(r, n), slope=slope, intercept=pairs.mean_y - slope * pairs.mean_x, p=correlation_p(r, n))
     return answer
 

@@ -54,10 +54,10 @@ class FoldSettings(msgspec.Struct, frozen=True):
     max_variables: int
 
 
-Open = tuple[int, int, float, float, float, float, float, float, float, float, float]
+Open = tuple[int, int, float, float, float, float, float, float, float, float, float, float]
 """The fields of `Sums` but for `alignment`: taken apart and put together at once, which is several times faster than by attribute."""
 Aligned = tuple[int, float, float, float, float, float]
-"""The fields of `tables.moments.Pairs`."""
+"""The fields of `Sums.alignment`."""
 
 
 class Sums(msgspec.Struct, array_like=True, gc=False):
@@ -65,6 +65,8 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
 
     Attributes:
         n, certified: forecasts, and those of them that were certified.
+        origin: the first value; what follows is of value - origin, so that values near a billion that differ by little keep their
+            digits.
         x, x_m2: mean of the values, and sum of squared deviations from it.
         confidence, confidence_m2, confidence_x: mean, squared deviations, and products of deviations with those of the value.
         fragility, fragility_m2, fragility_x: likewise.
@@ -74,6 +76,7 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
 
     n: int = 0
     certified: int = 0
+    origin: float = 0.0
     x: float = 0.0
     x_m2: float = 0.0
     confidence: float = 0.0
@@ -89,6 +92,9 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
         """Take in one forecast, its value however large. (`Partial.open` is added to as here, but for huge values.)"""
         before = self.n
         n = self.n = before + 1
+        if not before and -HUGE <= x <= HUGE:
+            self.origin = x
+        x -= self.origin
         old = self.x
         d = x - old
         mean = old + d / n
@@ -126,13 +132,14 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
             n = na + nb
             part = nb / n
             weight = na * part
-            dx = other.x - self.x
+            apart = other.origin - self.origin
+            dx = other.x + apart - self.x
             dc = other.confidence - self.confidence
             df = other.fragility - self.fragility
             dk = other.certified / nb - self.certified / na
             mean = self.x + dx * part
             if mean - mean != 0.0:
-                mean = self.x * (na / n) + other.x * part
+                mean = self.x * (na / n) + (other.x + apart) * part
                 self.x_m2 = inf
             else:
                 self.x_m2 += other.x_m2 + dx * dx * weight
@@ -147,11 +154,12 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
             self.certified += other.certified
             self.n = n
         else:
-            self.n, self.certified, self.x, self.x_m2 = nb, other.certified, other.x, other.x_m2
+            apart = 0.0
+            self.n, self.certified, self.origin, self.x, self.x_m2 = nb, other.certified, other.origin, other.x, other.x_m2
             self.confidence, self.confidence_m2, self.confidence_x = other.confidence, other.confidence_m2, other.confidence_x
             self.fragility, self.fragility_m2, self.fragility_x = other.fragility, other.fragility_m2, other.fragility_x
             self.certified_x = other.certified_x
-        self.alignment.merge(other.alignment)
+        self.alignment.merge(other.alignment, apart)
 
     def side(self) -> Side:
         """The outcomes without the values."""
@@ -159,14 +167,20 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
 
     def pairs(self, outcome: str) -> Pairs:
         """Sums of (value, outcome): ``confidence``, ``fragility``, ``certified`` as 0 or 1, ``alignment``."""
-        n, k = self.n, self.certified
+        n, k, mean = self.n, self.certified, self.mean
         if outcome == "confidence":
-            return Pairs(n, self.x, self.x_m2, self.confidence, self.confidence_m2, self.confidence_x)
+            return Pairs(n, mean, self.x_m2, self.confidence, self.confidence_m2, self.confidence_x)
         if outcome == "fragility":
-            return Pairs(n, self.x, self.x_m2, self.fragility, self.fragility_m2, self.fragility_x)
+            return Pairs(n, mean, self.x_m2, self.fragility, self.fragility_m2, self.fragility_x)
         if outcome == "certified":
-            return Pairs(n, self.x, self.x_m2, k / n if n else 0.0, k * (n - k) / n if n else 0.0, self.certified_x)
-        return self.alignment
+            return Pairs(n, mean, self.x_m2, k / n if n else 0.0, k * (n - k) / n if n else 0.0, self.certified_x)
+        a = self.alignment
+        return Pairs(a.n, self.origin + a.mean_x, a.m2_x, a.mean_y, a.m2_y, a.cxy)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values."""
+        return self.origin + self.x
 
 
 def _product(into: float, a: float, b: float) -> float:
@@ -196,7 +210,7 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
     """
 
     hour: int = NO_HOUR
-    open: Open = (0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    open: Open = (0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     aligned: Aligned = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
     past_n: int = 0
     past_certified: int = 0
@@ -237,12 +251,12 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
     @property
     def confidence(self) -> float:
         """Sum over all."""
-        return self.past_confidence + self.open[0] * self.open[4]
+        return self.past_confidence + self.open[0] * self.open[5]
 
     @property
     def fragility(self) -> float:
         """Sum over all."""
-        return self.past_fragility + self.open[0] * self.open[7]
+        return self.past_fragility + self.open[0] * self.open[8]
 
     @property
     def alignments(self) -> int:
@@ -273,7 +287,7 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
             self.past_n, self.past_certified = self.count, self.certified
             self.past_confidence, self.past_fragility = self.confidence, self.fragility
             self.past_alignments, self.past_alignment = self.alignments, self.alignment
-            self.open = (0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+            self.open = (0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
             self.aligned = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.hour = hour
         return closed

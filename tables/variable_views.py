@@ -253,7 +253,7 @@ class Scores:
             "registered_at": known and rfc3339(known.time_us),
             "value": {
                 "n": merged.count,
-                "mean": values.x if values.n else None,
+                "mean": values.mean if values.n else None,
                 "std": sqrt(spread / (values.n - 1)) if values.n > 1 and isfinite(spread) else None,
                 "min": merged.low,
                 "max": merged.high,

@@ -122,11 +122,14 @@ class Variables(Fold):
                 if hour != state.hour and self._turned(p, tenant, key, state, hour, x, data):
                     pass  # late: it is in the history
                 elif calm or -HUGE <= x <= HUGE:
-                    before, yes, mean, m2, mean_c, m2_c, xc, mean_f, m2_f, xf, xk = state.open
+                    before, yes, origin, mean, m2, mean_c, m2_c, xc, mean_f, m2_f, xf, xk = state.open
                     n = before + 1
-                    d = x - mean
+                    if not before:
+                        origin = x
+                    u = x - origin
+                    d = u - mean
                     mean += d / n
-                    rest = x - mean
+                    rest = u - mean
                     dc = confidence - mean_c
                     mean_c += dc / n
                     df = fragility - mean_f
@@ -134,7 +137,7 @@ class Variables(Fold):
                     if before:
                         xk += rest * (certified - yes / before)
                     state.open = (
-                        n, yes + certified, mean, m2 + d * rest,
+                        n, yes + certified, origin, mean, m2 + d * rest,
                         mean_c, m2_c + dc * (confidence - mean_c), xc + rest * dc,
                         mean_f, m2_f + df * (fragility - mean_f), xf + rest * df,
                         xk,
@@ -142,12 +145,12 @@ class Variables(Fold):
                     if alignment is not None:
                         n, mean, m2, mean_a, m2_a, xa = state.aligned
                         n += 1
-                        d = x - mean
+                        d = u - mean
                         mean += d / n
                         da = alignment - mean_a
                         mean_a += da / n
                         rest = alignment - mean_a
-                        state.aligned = (n, mean, m2 + d * (x - mean), mean_a, m2_a + da * rest, xa + d * rest)
+                        state.aligned = (n, mean, m2 + d * (u - mean), mean_a, m2_a + da * rest, xa + d * rest)
                 else:
                     state.add(x, confidence, fragility, certified, alignment)
                 if time_us >= state.last_us:
