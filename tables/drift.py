@@ -22,8 +22,8 @@ from streams.keys import encode_key
 from .alerting import LEVELS
 from .fold import BadParameter, MergedRule, Reader, Standing, Verdict, View
 from .hours import NO_HOUR, Hours, Side
-from .significance import adjusted, two_proportions, welch
 from .times import HOUR_US, rfc3339, rfc3339_or_none
+from .two_samples import adjusted, two_proportions, welch
 from .variable_states import TOPIC, VariableSettings, VariableTables
 from .variable_views import Count, Merged, Scores, rounded
 

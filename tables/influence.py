@@ -14,8 +14,8 @@ import msgspec
 
 from .fold import NotFound, Reader, View
 from .moments import Pairs
-from .significance import correlation_p, r_interval
 from .times import rfc3339_or_none
+from .two_samples import correlation_p, r_interval
 from .variable_states import TOPIC, VariableSettings, VariableTables
 from .variable_views import Scores
 

@@ -1,4 +1,4 @@
-"""Tests of two samples against scipy; nothing here is used by the product but `tables.significance`."""
+"""Tests of two samples against scipy; nothing here is used by the product but `tables.two_samples`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tables.significance import adjusted, correlation_p, normal_p, r_interval, student_p, two_proportions, welch
+from tables.two_samples import adjusted, correlation_p, normal_p, r_interval, student_p, two_proportions, welch
 
 
 @pytest.mark.parametrize("degrees", [0.5, 1, 1.5, 2, 3, 5, 10, 53.28, 79.9, 80.1, 200, 999.5, 3000, 1e4, 99_999, 1e5, 1e6, 1e9])
