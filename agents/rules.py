@@ -82,7 +82,8 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         count = engine.counts[rule.topic]
         for done, (tenant, key) in enumerate(sorted(due)):
             subject = rule.subject(key)
-            if zlib.crc32(subject.encode()) % count in owned:
+            home = zlib.crc32(subject.encode()) % count
+            if home in owned and engine.core.shards[(rule.topic, home)].ready:  # it may have gone to another worker meanwhile
                 await self._subject(rule, tenant, key, subject)
             if done % 200 == 199:
                 await self.sleep(0)

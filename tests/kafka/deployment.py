@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from streams.admin import create_topics
@@ -97,9 +96,11 @@ class Deployment:
     # ---- what the broker says
 
     def on(self, topic: str) -> list[tuple[str, dict[str, Any]]]:
-        """Every record of a topic now as (key, JSON body), a partition after the other."""
+        """Every record of a topic now as (key, JSON body)."""
+        return [((message.key() or b"").decode(), json.loads(message.value() or b"null")) for message in self._read(topic)]
+
+    def _read(self, topic: str) -> Iterator[Message]:
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "reader", "enable.partition.eof": True, "log_level": 0})
-        found = []
         try:
             parts = [TopicPartition(topic, n, 0) for n in consumer.list_topics(topic, 10).topics[topic].partitions]
             consumer.assign(parts)
@@ -110,10 +111,13 @@ class Deployment:
                 if message.error() is not None:
                     open_ -= 1
                 else:
-                    found.append(((message.key() or b"").decode(), json.loads(message.value() or b"null")))
+                    yield message
         finally:
             consumer.close()
-        return found
+
+    def size(self, topic: str) -> int:
+        """Records that a topic keeps now."""
+        return sum(1 for _ in self._read(topic))
 
     def ends(self, *topics: str) -> dict[tuple[str, int], int]:
         """High watermark of every partition."""
@@ -173,9 +177,3 @@ def stopped(worker: WorkerProcess) -> bool:
     """Whether the process is stopped by SIGSTOP."""
     assert worker.process is not None
     return Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-def wake(workers: Sequence[WorkerProcess]) -> None:
-    """SIGCONT."""
-    for worker in workers:
-        worker.signal(signal.SIGCONT)
