@@ -32,9 +32,9 @@ def drop(every: int) -> None:
 
 
 def freeze() -> None:
-    """On SIGUSR1 the process stops itself (SIGSTOP) with rows in its hands, just before it would send them."""
+    """On SIGHUP the process stops itself (SIGSTOP) with rows in its hands, just before it would send them."""
     asked = []
-    signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
+    signal.signal(signal.SIGHUP, lambda *_: asked.append(True))
     append = engine.Engine._append
 
     async def frozen(self: engine.Engine, flush: Any) -> None:

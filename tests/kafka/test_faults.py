@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 
 import pytest
 from confluent_kafka import Producer
 
+from streams.topics import MIN_LAG_MS
+
 from ..workers import WorkerProcess
-from .deployment import Deployment, until
-from .truth import PARTITIONS, body, load, produce, verify
+from .deployment import Deployment, stopped, until
+from .truth import PARTITIONS, body, load, produce, settle, verify
 
 Deploy = Callable[..., Deployment]
 
@@ -128,6 +131,32 @@ def forecasts(deployed: Deployment, ids: range, variables: list[str], fragility:
         data["inputs"] = dict.fromkeys(variables, 1.0)
         producer.produce(deployed.source("forecasts"), body(f"f{n}", "forecast.issued.v1", "2026-03-02T00:00:00Z", data), f"default|m{n % 10}".encode())
     assert producer.flush(30) == 0
+
+
+@pytest.mark.timeout(180)
+def test_rows_that_a_zombie_writes_among_a_busy_cleaner_are_repaired_before_they_win(deploy: Deploy) -> None:
+    deployed = deploy(PARTITIONS, changelog_lag_ms=MIN_LAG_MS)
+    changelog = deployed.changelog("judgments")
+    deployed.alter(changelog, segment_bytes=str(1 << 20), segment_ms="200", min_cleanable_dirty_ratio="0.01", delete_retention_ms="100")
+    zombie, other = deployed.worker("freeze"), deployed.worker()
+    made = load(30_000, 15)
+    publishing = produce(deployed.bootstrap, deployed.source(""), made, 12)
+    time.sleep(3)
+    zombie.signal(signal.SIGHUP)
+    until(lambda: stopped(zombie), 10, "the freeze")
+    other.until(lambda: all(p["owner"] and p["ready"] for p in other.get("/status")["partitions"]), 20)
+    publishing.join()
+    settle(other, made)  # nothing is going to change these keys again: without a repair the old rows would stay the last ones
+    zombie.signal(signal.SIGCONT)
+    verify([zombie, other], made, deployed.settings)
+    assert sum(p["stale_rows"] for p in other.get("/status")["partitions"]) > 10, "the zombie wrote nothing old"
+    assert sum(p["repaired_rows"] for w in (zombie, other) for p in w.get("/status")["partitions"]) > 10
+
+    before = deployed.size(changelog)
+    deployed.alter(changelog, min_compaction_lag_ms="0")  # as if the hour had passed
+    until(lambda: deployed.size(changelog) < before / 2, 60, "the compaction")
+    deployed.alter(changelog, min_compaction_lag_ms=str(MIN_LAG_MS))
+    verify([deployed.worker()], made, deployed.settings)
 
 
 def observation(id: str) -> bytes:
