@@ -37,12 +37,18 @@ def changelog_name(prefix: str, app_id: str, topic: str) -> str:
 def topic_specs(
     prefix: str, app_id: str, partitions: int, *, retention_days: float | None = None, changelog_lag_ms: int = DAY_MS, replication: int = 1
 ) -> list[TopicSpec]:
-    """All topics of a deployment."""
+    """All topics of a deployment.
+
+    Args:
+        replication: copies of each; from three on two of them must have a record before it counts as written, so that a broker can
+            be lost without loss and without standing still.
+    """
+    safe = {"min.insync.replicas": "2"} if replication >= 3 else {}
     keep = "-1" if retention_days is None else str(int(retention_days * DAY_MS))
-    source = {"cleanup.policy": "delete", "retention.ms": keep, "max.message.bytes": str(4 << 20)}
-    compacted = {"cleanup.policy": "compact"}
+    source = {"cleanup.policy": "delete", "retention.ms": keep, "max.message.bytes": str(4 << 20), **safe}
+    compacted = {"cleanup.policy": "compact", **safe}
     lagging = {**compacted, "min.compaction.lag.ms": str(changelog_lag_ms)}
-    letters = {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "max.message.bytes": str(5 << 20)}
+    letters = {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "max.message.bytes": str(5 << 20), **safe}
     return [
         *(TopicSpec(prefix + name, partitions, replication, source) for name in SOURCE_TOPICS),
         TopicSpec(prefix + "alerts", 1, replication, compacted, counted=False),

@@ -6,6 +6,7 @@ possible: skipped at home, failed when CI=true. ``python -m tests.kafka.broker``
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -84,9 +87,10 @@ class KafkaCluster:
         replicas = min(3, nodes)
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * nodes
         (self.folder / "log4j2.xml").write_text(LOGGING)
-        cluster = self._java("kafka.tools.StorageTool", "random-uuid").strip().splitlines()[-1]
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")  # a name that begins with - would be a flag
+        files = [self.folder / f"{n}.properties" for n in range(nodes)]
         for n in range(nodes):
-            (self.folder / f"{n}.properties").write_text(
+            files[n].write_text(
                 "\n".join(
                     (
                         "process.roles=broker,controller",
@@ -105,10 +109,13 @@ class KafkaCluster:
                         "auto.create.topics.enable=false",
                         "log.cleaner.backoff.ms=500",
                         "group.min.session.timeout.ms=2000",
+                        "broker.session.timeout.ms=5000",
+                        "broker.heartbeat.interval.ms=1000",
                     )
                 )
             )
-            self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self.folder / f"{n}.properties"))
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda file: self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(file)), files))
 
     @property
     def bootstrap(self) -> str:
@@ -117,7 +124,7 @@ class KafkaCluster:
 
     def _java(self, *words: str) -> str:
         done = subprocess.run(
-            ["java", "-Xmx256m", "-cp", self.class_path, f"-Dlog4j2.configurationFile={self.folder / 'log4j2.xml'}", *words],
+            ["java", "-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp", self.class_path, f"-Dlog4j2.configurationFile={self.folder / 'log4j2.xml'}", *words],
             capture_output=True,
             text=True,
             timeout=120,
@@ -133,7 +140,7 @@ class KafkaCluster:
                 self.processes[node] = subprocess.Popen(
                     [
                         "java",
-                        "-Xmx512m",
+                        *(("-Xmx512m",) if self.nodes == 1 else ("-Xmx256m", "-XX:TieredStopAtLevel=1")),  # several share two cores: start fast
                         "-XX:+UseSerialGC",
                         "-cp",
                         self.class_path,

@@ -1,0 +1,108 @@
+"""On Kafka nodes of the test's own: exact though a leader and coordinator is killed, or the only node is gone for a while."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import ConfigResource, ResourceType
+
+from streams.admin import check_topics
+from streams.settings import load as settings_of
+
+from .broker import KafkaCluster, NoBroker
+from .deployment import Deployment, until
+from .truth import PARTITIONS, load, produce, verify
+
+
+def cluster(nodes: int) -> Iterator[KafkaCluster]:
+    """Started nodes; stopped at the end."""
+    try:
+        made = KafkaCluster(nodes)
+    except NoBroker as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI needs a real Kafka: {missing}")
+        pytest.skip(str(missing))
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[KafkaCluster]:
+    yield from cluster(3)
+
+
+@pytest.fixture
+def one_node() -> Iterator[KafkaCluster]:
+    yield from cluster(1)
+
+
+@pytest.mark.timeout(180)
+def test_of_three_nodes_the_coordinator_that_also_leads_is_killed_while_events_flow(three_nodes: KafkaCluster, tmp_path: Path) -> None:
+    deployed = Deployment(three_nodes.bootstrap, tmp_path, PARTITIONS, replication=3)
+    assert minimum_in_sync(deployed) == {"2"}
+    made = load(12_000, 16)
+    try:
+        workers = [deployed.worker(), deployed.worker()]
+        publishing = produce(three_nodes.bootstrap, deployed.source(""), made, 16)
+        time.sleep(2)
+        killed = coordinator(deployed)
+        assert killed in leaders(deployed)
+        three_nodes.kill(killed - 1)
+        until(lambda: killed not in {*leaders(deployed), coordinator(deployed)}, 30, "another leader and coordinator")
+        time.sleep(2)
+        three_nodes.start(killed - 1)
+        until(lambda: in_sync(deployed) == 3, 40, "the node's return")
+        publishing.join()
+        verify(workers, made, deployed.settings)
+    finally:
+        deployed.stop()
+
+
+def leaders(deployed: Deployment) -> set[int]:
+    """Nodes that lead a partition of the judgments."""
+    return {int(p.leader) for p in deployed.admin.list_topics(deployed.source("judgments"), 10).topics[deployed.source("judgments")].partitions.values()}
+
+
+def in_sync(deployed: Deployment) -> int:
+    """Least number of replicas in sync of any partition of ours."""
+    topics = deployed.admin.list_topics(timeout=10).topics
+    return min(len(p.isrs) for name, t in topics.items() if name.startswith(deployed.source("")) for p in t.partitions.values())
+
+
+def coordinator(deployed: Deployment) -> int:
+    """Node that coordinates the workers' group."""
+    group = deployed.settings["app_id"]
+    return int(deployed.admin.describe_consumer_groups([group])[group].result(20).coordinator.id)
+
+
+def minimum_in_sync(deployed: Deployment) -> set[str]:
+    """min.insync.replicas of all topics of the deployment."""
+    assert check_topics(settings_of(deployed.settings, {})) == []
+    names = [name for name in deployed.admin.list_topics(timeout=10).topics if name.startswith(deployed.source(""))]
+    found = deployed.admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in names])
+    return {future.result(10)["min.insync.replicas"].value for future in found.values()}
+
+
+@pytest.mark.timeout(180)
+def test_workers_wait_for_a_dead_broker_and_go_on_when_it_is_back(one_node: KafkaCluster, tmp_path: Path) -> None:
+    deployed = Deployment(one_node.bootstrap, tmp_path, PARTITIONS)
+    made = load(12_000, 17)
+    try:
+        workers = [deployed.worker(), deployed.worker()]
+        publishing = produce(one_node.bootstrap, deployed.source(""), made, 6)
+        time.sleep(2)
+        one_node.kill(0)
+        time.sleep(6)
+        for worker in workers:
+            assert worker.get("/trust", kind="model", limit=1), "a worker without a broker does not answer"
+        one_node.start(0)
+        publishing.join()
+        verify(workers, made, deployed.settings)
+    finally:
+        deployed.stop()
