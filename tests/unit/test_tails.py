@@ -11,7 +11,7 @@ from scipy import stats
 from tables.agent_alerts import LUCK
 from tables.moments import Moments
 from tables.prediction import Evidence, Score, backed_off, predict
-from tables.significance import binomial_tail, welch_fall
+from tables.tails import binomial_tail, welch_fall
 
 
 @given(n=st.integers(1, 50), k=st.integers(0, 50), p=st.floats(0, 1))
