@@ -163,12 +163,16 @@ class Pairs(msgspec.Struct, array_like=True, gc=False):
             return
         na = self.n
         n = self.n = na + nb
+        if not na:  # nothing to weigh: 0 times a product beyond all bounds would be no number
+            self.mean_x, self.mean_y = other.mean_x + shift_x, other.mean_y
+            self.m2_x, self.m2_y, self.cxy = other.m2_x, other.m2_y, other.cxy
+            return
         dx = other.mean_x + shift_x - self.mean_x
         dy = other.mean_y - self.mean_y
         part = nb / n
         weight = na * part
-        self.mean_x = self.mean_x + dx * part if na else other.mean_x + shift_x
-        self.mean_y = self.mean_y + dy * part if na else other.mean_y
+        self.mean_x += dx * part
+        self.mean_y += dy * part
         self.m2_x += other.m2_x + dx * dx * weight
         self.m2_y += other.m2_y + dy * dy * weight
         self.cxy += other.cxy + dx * dy * weight
