@@ -24,6 +24,7 @@ from tables.trust import ScheduledDecay, Trust
 
 from . import seam
 from .auth import Tokens
+from .clock import Clock
 from .engine import Engine, EngineConfig
 from .http import Routes
 from .registry import FOLD_SETTINGS, schema
@@ -221,4 +222,6 @@ def build(settings: Settings) -> seam.App:
 
     engine.add_dependency(rules)
     engine.add_dependency(ticks)
+    if settings.get("clock_ticks") == "on":
+        engine.add_dependency(Clock(engine, settings.get("clock_silence_s")))
     return app

@@ -67,10 +67,11 @@ SERVICE: tuple[Setting, ...] = (
     Setting("dedupe_window", Window, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
     Setting("max_future_s", From0, 3600.0, "seconds that an event's time may lie after its record's Kafka timestamp"),
     Setting("alert_interval_s", Above0, 5.0, "seconds between two looks of the merged alert rules"),
-    # The next three will take more values when the engine has them; until then any other value is refused, not ignored.
+    # The next two will take more values when the engine has them; until then any other value is refused, not ignored.
     Setting("outputs", Literal["on", "off"], "on", "on = publish alerts and derived events; off = only fold and serve"),
     Setting("roles", Literal["all"], "all", "what this worker does; all = fold, follow, alert and serve"),
-    Setting("clock_ticks", Literal["off"], "off", "clock events by which time passes where no events come; off = none are published"),
+    Setting("clock_ticks", Literal["on", "off"], "on", "clock events by which deadlines and open alerts of a tenant that has fallen silent end"),
+    Setting("clock_silence_s", Above0, 600.0, "seconds without a record of a tenant in a partition after which the clock stands in for it"),
     Setting("session_timeout_s", Above0, 6.0, "seconds without a heartbeat after which a worker's partitions go to another"),
     Setting("heartbeat_s", Above0, 2.0, "seconds between heartbeats"),
     Setting("instance_id", str | None, None, "static group membership: a worker that comes back under this name keeps its partitions"),

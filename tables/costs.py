@@ -51,6 +51,28 @@ class Costs(Fold):
         self.handlers = {CostIncurred: self._incurred, CostRefunded: self._refunded, BudgetSet: self._budget_set, ClockTicked: self._ticked}
         self.views = cost_views(kept)
 
+    def due(self, p: Partition) -> Iterator[tuple[str, int]]:
+        """What waits for time: the ends of days and months for which an alert is open."""
+        kept = self.kept
+        for tenant, space in p.spaces[kept.today.index].items():
+            months, budgets = p.space(kept.months, tenant), p.space(kept.budgets, tenant)
+            for row in space.values():
+                today = kept.today.load(row).day
+                month = month_of(today)
+                ends = []
+                for scope in {TENANT, *(key[0] for key in budgets)}:
+                    found = months.get((scope, slot(month)))
+                    seen = None if found is None else kept.months.load(found)
+                    if seen is None or seen.month != month:
+                        continue
+                    last = seen.days.get(today - month_start(month) + 1)
+                    if last is not None and last.level:
+                        ends.append(today + 1)
+                    elif seen.level:
+                        ends.append(month_start(month + 1))
+                if ends:
+                    yield tenant, min(ends) * DAY_US
+
     # ---- events
 
     def _incurred(self, event: Event, p: Partition) -> None:

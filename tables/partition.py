@@ -20,7 +20,7 @@ import numpy as np
 
 from streams.codec import InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
-from streams.events import MetricRecorded
+from streams.events import ClockTicked, MetricRecorded
 
 from .dedupe import IDS, SLICE, Window, redriven
 from .fold import Absorbed, Fold, Refused
@@ -105,6 +105,11 @@ def _no_table(event: Event, p: Partition) -> None:
     p.skip("no_table")
 
 
+def _in_time(event: Event, p: Partition) -> None:
+    if event.data.until.timestamp() * 1000 > p.timestamp():  # type: ignore[attr-defined]  # dispatched by type
+        raise Refused("time_in_future", "until: after the record's Kafka timestamp")
+
+
 NO_TABLE = (_no_table,)
 IN_FUTURE = InvalidEvent("time_in_future", "time: more than max_future after the record's Kafka timestamp", "time")
 COUNTERS = Table("counters", Counters, rank=0)
@@ -129,7 +134,7 @@ class Schema:
             table.index = index
             self.by_wire[table.wire] = table
         self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
-        self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {}
+        self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {ClockTicked: (_in_time,)}
         self.runs: dict[type[msgspec.Struct], Callable[[Sequence[Event], Sequence[int], Sequence[int], Partition], None]] = {}
         for fold in folds:
             for data, handler in fold.handlers.items():
@@ -167,6 +172,7 @@ class Partition:
         next: the offset expected next.
         outputs: records to publish, in order.
         dirty: changed rows, a set a table.
+        heard: tenant -> Kafka timestamp, milliseconds, of what it sent last, ticks of the clock apart, as far as this process saw it.
         peers: the partitions of the topic whose rows are here, this one among them. Outputs may be made from their rows, rows never.
         whole: False while records are being absorbed, and for good after a fold raised.
     """
@@ -198,7 +204,9 @@ class Partition:
         self.window = Window(self)
         self.peers: Sequence[Partition] = (self,)
         self.whole = True
+        self.heard: dict[str, int] = {}
         self._counting = True
+        self._slice: Sequence[Record] = ()
 
     # ---- rows
 
@@ -282,6 +290,10 @@ class Partition:
         """Put out a record. Its id must be deterministic: a crash may repeat it, never lose it."""
         self.outputs.append(Output(topic, key, value, partition, [], self.offset))
 
+    def timestamp(self) -> int:
+        """Kafka timestamp of the record being absorbed, milliseconds."""
+        return next(record.timestamp for record in self._slice if record.offset == self.offset)
+
     # ---- absorbing
 
     def counters(self) -> Counters:
@@ -318,6 +330,8 @@ class Partition:
         events: list[Any] | None = decode_all([record.value for record in records])
         if events is None:
             events = [_event_or_none(record, odd) for record in records]
+        self._slice = records
+        self._hear(events, records[-1].timestamp)
         times = self._times(events, records)
         self._look_up(events, records, odd)
         kafka_times = [record.timestamp for record in records]
@@ -377,6 +391,15 @@ class Partition:
         if last > counted:
             counters_row.applied = last
             self.dirty[COUNTERS.index].add(counters_row)
+
+    def _hear(self, events: Sequence[Any], timestamp_ms: int) -> None:
+        """Note whose events these are; ticks are not the tenant's own."""
+        try:
+            tenants = {event.tenant for event in events if event.data.__class__ is not ClockTicked}
+        except AttributeError:  # what is no event is nobody's
+            tenants = {event.tenant for event in events if event is not None and event.data.__class__ is not ClockTicked}
+        for tenant in tenants:
+            self.heard[tenant] = timestamp_ms
 
     def _times(self, events: Sequence[Any], records: Sequence[Record]) -> list[int]:
         """Event times in microseconds; the record's Kafka timestamp where an event has none."""

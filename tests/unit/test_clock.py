@@ -71,3 +71,35 @@ def test_a_goal_whose_deadline_a_refused_record_passed_still_gets_its_tick() -> 
     assert not log.alerts("goal.missed")
     assert len(tick_all(log, START_US + 60 * MINUTE_US)) == 1
     assert len(log.alerts("goal.missed")) == 1
+
+
+def test_a_tick_for_a_moment_after_its_own_record_is_a_dead_letter_and_moves_nothing() -> None:
+    log = Log(folds())
+    log.send([goal(0, deadline=at(90))])
+    until = at(100)
+    tick = {"id": "t", "type": "clock.ticked.v1", "time": at(0), "tenant": "golden", "data": {"until": until}}
+    log.send([tick], "training", timestamp=START_US // 1000 + 99_999)
+    ((_, headers),) = log.dead_letters()
+    assert headers["reason"] == "time_in_future" and "until" in headers["error"]
+    assert not log.alerts()
+    log.send([{**tick, "id": "u"}], "training", timestamp=START_US // 1000 + 100_000)
+    assert [a["rule"] for a in log.alerts()] == ["goal.missed"]
+
+
+def test_the_ends_of_a_day_and_a_month_with_open_alerts_are_waited_for_one_after_the_other() -> None:
+    log = Log(folds())
+    start = START_US // 86_400_000_000 * 86_400_000_000
+    cost = {"id": "c", "type": "cost.incurred.v1", "time": at(0), "tenant": "golden", "data": {"cost": 75}}
+    log.send([cost, {**cost, "id": "d", "tenant": "cheap", "data": {"cost": 1}}])
+    (p,) = log.topics["costs"]
+    waits = []
+    for _ in range(3):
+        due = [found for fold in p.schema.folds for found in fold.due(p)]
+        waits += [(tenant, (moment - start) // 86_400_000_000) for tenant, moment in due]
+        for tick in list(ticks(p, START_US + 10**14)):
+            log.append("costs", tick.key, tick.value, 0, START_US // 1000 + 10**11)
+    assert waits == [("golden", 1), ("golden", 30)]  # 3 March and 1 April, counted from 2 March
+    assert [(a["rule"], a["reason"]) for a in log.alerts() if a["type"] == "alert.resolved.v1"] == [
+        ("cost.daily", "period_ended"),
+        ("cost.monthly", "period_ended"),
+    ]

@@ -1,0 +1,91 @@
+"""Ticks of the clock on a real worker: silent tenants only, once, whoever owns the partition and however often it starts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.broker import EmbeddedBroker
+from streams.events import CostIncurred, GoalCreated, GoalProgressed
+from streams.publisher import SyncPublisher
+
+from ..workers import WorkerProcess
+from .test_golden_http import read
+
+
+def ticks(messages: list[Any]) -> list[dict[str, Any]]:
+    """Ticks on the log."""
+    return [event for message in messages if (event := json.loads(message.value()))["type"] == "clock.ticked.v1"]
+
+
+def rules(broker: EmbeddedBroker) -> list[tuple[str, str]]:
+    """Alerts so far: (type, rule)."""
+    return [(message["type"], message["data"]["rule"]) for message, _ in read(broker.bootstrap, "pulsefold.alerts")]
+
+
+def overdue(publisher: SyncPublisher, tenant: str, ago: timedelta = timedelta(minutes=10)) -> None:
+    """A goal whose deadline has passed, created before it."""
+    now = datetime.now(UTC)
+    publisher.publish(GoalCreated(goal_id="g", target=1.0, deadline=now - ago), tenant=tenant, time=now - ago * 2)
+
+
+@pytest.mark.timeout(120)
+def test_a_silent_tenants_deadline_is_missed_once_however_often_workers_are_killed_and_a_tenant_that_speaks_gets_no_tick(
+    embedded: EmbeddedBroker, tmp_path: Path, on_topics: Callable[..., list[Any]]
+) -> None:
+    workers = [WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, clock_silence_s=3).start() for _ in range(2)]
+    try:
+        with SyncPublisher(embedded.bootstrap) as publisher:
+            overdue(publisher, "quiet")
+            overdue(publisher, "busy")
+            for n in range(14):  # at a time before the deadline: the watermark alone would not tell that it speaks
+                publisher.publish(GoalProgressed(goal_id="g", current=n / 100), tenant="busy", time=datetime.now(UTC) - timedelta(minutes=25))
+                publisher.flush()
+                time.sleep(0.5)
+                if n == 4:
+                    assert ticks(on_topics("training")) == []
+            (tick,) = ticks(on_topics("training"))
+            assert tick["tenant"] == "quiet"
+            for worker in workers:
+                worker.kill()
+                worker.start()
+        workers[0].until(lambda: {tick["tenant"] for tick in ticks(on_topics("training"))} == {"quiet", "busy"})
+        workers[0].until(lambda: len(rules(embedded)) >= 2)
+        time.sleep(4)  # longer than a silence
+        assert sorted(tick["tenant"] for tick in ticks(on_topics("training"))) == ["busy", "quiet"]
+        assert rules(embedded) == [("alert.opened.v1", "goal.missed")] * 2
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+@pytest.mark.timeout(120)
+def test_the_end_of_a_day_resolves_its_alert_and_a_worker_that_starts_later_knows_the_silence_from_the_log(
+    embedded: EmbeddedBroker, tmp_path: Path, on_topics: Callable[..., list[Any]]
+) -> None:
+    settings = {"partitions": 4, "clock_silence_s": 2}
+    off = WorkerProcess(embedded.bootstrap, tmp_path, **settings, clock_ticks="off").start()
+    with SyncPublisher(embedded.bootstrap) as publisher:
+        publisher.publish(CostIncurred(cost=9.5), time=datetime.now(UTC) - timedelta(days=1))
+        publisher.flush()
+    try:
+        off.until(lambda: len(rules(embedded)) == 1)
+        time.sleep(3)
+        assert ticks(on_topics("costs")) == []
+    finally:
+        off.stop()
+    on = WorkerProcess(embedded.bootstrap, tmp_path, **settings).start()
+    try:
+        on.until(lambda: len(rules(embedded)) == 2, 10)
+        assert rules(embedded)[1] == ("alert.resolved.v1", "cost.daily")
+        (tick,) = ticks(on_topics("costs"))
+        midnight = datetime.now(UTC).replace(hour=0, minute=1, second=0, microsecond=0)
+        assert tick["data"]["until"] == midnight.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    finally:
+        on.stop()
