@@ -27,6 +27,7 @@ from .auth import Tokens
 from .clock import Clock
 from .engine import Engine, EngineConfig
 from .http import Routes
+from .letters import LetterRate
 from .registry import FOLD_SETTINGS, schema
 from .rules import Rules
 
@@ -222,6 +223,9 @@ def build(settings: Settings) -> seam.App:
 
     engine.add_dependency(rules)
     engine.add_dependency(ticks)
+    limit = settings.get("dead_letters_per_minute")
+    if limit is not None:
+        engine.add_dependency(LetterRate(engine, rules, limit, settings.get("dead_letters_tenant")))
     if settings.get("clock_ticks") == "on":
         engine.add_dependency(Clock(engine, settings.get("clock_silence_s")))
     return app

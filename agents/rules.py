@@ -106,16 +106,28 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         await self._publish(rule, tenant, key, subject, level, period, verdict)
 
     async def _publish(self, rule: MergedRule, tenant: str, key: tuple[str, ...], subject: str, level: str, period: str | None, verdict: Verdict) -> None:
+        time_us, evidence = self._evidence(rule, tenant, key)
+        await self.tell(rule.topic, tenant, rule.name, subject, level, period, verdict, time_us, evidence)
+
+    async def tell(
+        self, topic: str, tenant: str, rule: str, subject: str, level: str, period: str | None, verdict: Verdict, time_us: int, evidence: dict[str, Any]
+    ) -> None:
+        """Publish the message for a change of level.
+
+        Args:
+            topic: the rule's, without prefix.
+            level, period: as it stands; no period while nothing is open.
+            time_us: event time of what changed it.
+        """
         engine = self.engine
         kind = change_type(level, verdict.level)
         if kind is None or not engine.config.publishes:
             return
-        time_us, evidence = self._evidence(rule, tenant, key)
-        name = alert_id(tenant, rule.name, subject, period or day(time_us))
+        name = alert_id(tenant, rule, subject, period or day(time_us))
         _, ordinal = engine.board.standing(name)
         data = alert_data(
             tenant=tenant,
-            rule=rule.name,
+            rule=rule,
             subject=subject,
             period=period or day(time_us),
             severity=level if kind == RESOLVED else verdict.level,
@@ -130,7 +142,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         source_id = f"{name}-{ordinal}"
         value = event_bytes(
             type=kind,
-            id=derived_id(rule.topic, tenant, source_id, kind, name),
+            id=derived_id(topic, tenant, source_id, kind, name),
             source=f"pulsefold/{engine.config.app_id}",
             time_us=time_us,
             tenant=tenant,

@@ -116,6 +116,11 @@ class _Worker(Collector):
             for name in NAMES:
                 records.add_metric([topic, name], sums[name])
         yield records
+        letters = CounterMetricFamily("pulsefold_dead_letters", "Records that could not be absorbed.", labels=["topic", "reason"])
+        for topic, mine in topics.items():
+            for reason, n in counts(mine)["reasons"].items():
+                letters.add_metric([topic, reason], n)
+        yield letters
         yield lag
         keys = GaugeMetricFamily("pulsefold_table_keys", "Rows of a table over all partitions.", labels=["table"])
         for table in engine.schema.tables:

@@ -67,6 +67,8 @@ SERVICE: tuple[Setting, ...] = (
     Setting("dedupe_window", Window, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
     Setting("max_future_s", From0, 3600.0, "seconds that an event's time may lie after its record's Kafka timestamp"),
     Setting("alert_interval_s", Above0, 5.0, "seconds between two looks of the merged alert rules"),
+    Setting("dead_letters_per_minute", Count | None, 60, "dead letters of a topic in a minute above which the alert dead_letters.rate opens; off = never"),
+    Setting("dead_letters_tenant", str, "default", "whose alert that is: a record that is no event has no tenant of its own"),
     # The next two will take more values when the engine has them; until then any other value is refused, not ignored.
     Setting("outputs", Literal["on", "off"], "on", "on = publish alerts and derived events; off = only fold and serve"),
     Setting("roles", Literal["all"], "all", "what this worker does; all = fold, follow, alert and serve"),

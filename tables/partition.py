@@ -81,6 +81,10 @@ class Counters(msgspec.Struct, array_like=True):
     """Folded records that changed no table, by reason."""
     types: dict[str, int] = {}
     """Folded records by event type."""
+    minutes: dict[int, int] = {}
+    """Dead letters of the newest three minutes that had any, by the minute (since the epoch) of their Kafka timestamp."""
+    last_letter: tuple[int, int] = (-1, 0)
+    """Offset and Kafka timestamp, milliseconds, of the last dead letter."""
 
 
 class Watermark(msgspec.Struct, array_like=True):
@@ -421,7 +425,7 @@ class Partition:
             names = [event.tenant + "\0" + event.id for event in events]
         if self.topic == MetricRecorded.TOPIC:
             for event, record in zip(events, records, strict=True):
-                if event is not None and event.data.__class__ is MetricRecorded:
+                if event is not None and event.data.__class__ is MetricRecorded and not (record.headers and redriven(record)):
                     metrics.append((record.offset, f"{event.tenant}\0{event.data.metric_id or event.id}"))
         for offset in self.window.note(offsets, names, metrics, records[-1].offset):
             odd[offset] = None
@@ -450,6 +454,11 @@ class Partition:
         counters = self.counters()
         counters.dead_lettered += 1
         counters.reasons[reason] = counters.reasons.get(reason, 0) + 1
+        minutes, minute = counters.minutes, record.timestamp // 60_000
+        minutes[minute] = minutes.get(minute, 0) + 1
+        if len(minutes) > 3:
+            del minutes[min(minutes)]
+        counters.last_letter = record.offset, record.timestamp
         headers = dead_letter_headers(reason, error, self.topic, self.number, record.offset, record.timestamp)
         self.outputs.append(Output("dead-letters", record.key, record.value, None, [*record.headers, *headers], record.offset))
 

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaException
 from cyclopts import App, CycloptsError
 
 from ..errors import PulsefoldError
+from . import dead_letters as letters
 from . import files, kafka, learning, service
 from .publish import publish
 from .query import query
@@ -31,7 +32,9 @@ for command in (service.demo, kafka.broker, service.worker, publish, query, serv
 topics.command(kafka.create)
 topics.command(kafka.check)
 alerts.command(kafka.tail)
-dead_letters.command(kafka.list_dead_letters, name="list")
+dead_letters.command(letters.list_, name="list")
+dead_letters.command(letters.inspect)
+dead_letters.command(letters.redrive)
 exports.command(files.export_trust, name="trust")
 imports.command(files.import_trust, name="trust")
 exports.command(learning.export, name="learning")

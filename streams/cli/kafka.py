@@ -1,4 +1,4 @@
-"""The commands that speak to Kafka itself: broker, topics, alerts, dead letters."""
+"""The commands that speak to Kafka itself: broker, topics, alerts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import time
 from typing import Annotated, Any, Literal
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from cyclopts import Parameter
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import admin
 from ..settings import Settings
 from .options import AppId, AsJson, Bootstrap, Config, Partitions, TopicPrefix, security, settings_of
-from .output import clean, err, show
+from .output import clean
 
 
 def broker(*, partitions: Partitions = None, topic_prefix: TopicPrefix = None, app_id: AppId = None, config: Config = None) -> int:
@@ -111,71 +109,3 @@ def tail(
     except KeyboardInterrupt:
         return 0
     return 0
-
-
-def list_dead_letters(
-    *,
-    bootstrap: Bootstrap = None,
-    topic_prefix: TopicPrefix = None,
-    reason: Annotated[str | None, Parameter(help="only those of this reason, such as invalid_field")] = None,
-    limit: Annotated[int, Parameter(help="how many, counted from the newest")] = 100,
-    as_json: AsJson = False,
-    config: Config = None,
-) -> int:
-    """The newest dead letters, with why and where from."""
-    found = settings_of(config, bootstrap=bootstrap, topic_prefix=topic_prefix)
-    rows = [row for row in read_dead_letters(found) if reason is None or row.get("reason") == reason]
-    rows = rows[-limit:] if limit > 0 else []
-    if as_json:
-        print(json.dumps(rows))
-    elif rows:
-        show({"dead_letters": rows})
-    else:
-        print("no dead letters")
-    return 0
-
-
-def read_dead_letters(found: Settings) -> list[dict[str, Any]]:
-    """Everything on the dead-letters topic, oldest first: its headers, its size and the first 200 bytes of the original."""
-    topic = found.get("topic_prefix") + "dead-letters"
-    counts = admin.partition_counts(found.get("bootstrap"), [topic], security=security(found))
-    consumer = Consumer(
-        {
-            "bootstrap.servers": found.get("bootstrap"),
-            "group.id": "pulsefold-cli",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "log_level": 0,
-            **security(found),
-        }
-    )
-    rows = []
-    shown = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*shown, console=err, disable=not err.is_terminal, transient=True) as bar:
-            for number in range(counts[topic]):
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
-                task = bar.add_task("reading", total=high - low)
-                consumer.assign([TopicPartition(topic, number, low)])
-                while low < high:
-                    message = consumer.poll(10)
-                    if message is None:
-                        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer about {topic} within 10 s"))
-                    error = message.error()
-                    if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                        break
-                    if error is not None:
-                        raise KafkaException(error)
-                    low = (message.offset() or 0) + 1
-                    bar.advance(task)
-                    headers = {name: text_of(value) for name, value in message.headers() or []}
-                    raw = message.value() or b""
-                    rows.append({**headers, "bytes": len(raw), "value": raw[:200].decode("utf-8", "replace")})
-    finally:
-        consumer.close()
-    return sorted(rows, key=lambda row: str(row.get("time", "")))
-
-
-def text_of(value: str | bytes | None) -> str:
-    """A header's value as text."""
-    return value if isinstance(value, str) else (value or b"").decode("utf-8", "replace")
