@@ -30,6 +30,7 @@ from .http import Routes
 from .letters import LetterRate
 from .registry import FOLD_SETTINGS, schema
 from .rules import Rules
+from .scores import Scores
 
 STATIC = Path(__file__).parent / "static"
 PAGES = {
@@ -196,6 +197,8 @@ def build(settings: Settings) -> seam.App:
     app.install_routes = routes.install
     app.routes = routes
     rules = Rules(engine, [rule for fold in tables.folds for rule in fold.rules], routes.reader, settings.get("alert_interval_s"))
+    scored = [one for fold in tables.folds for one in fold.scored] if settings.get("publish_scores") else []
+    scores = Scores(engine, scored, routes.reader, settings.get("topic_prefix") + "scores")
     trust = next(fold for fold in tables.folds if isinstance(fold, Trust))
     ticks = Ticks(engine, trust, lambda: sorted({t for p in engine.partitions.get("judgments", ()) for space in p.spaces for t in space if t}))
     for table in tables.tables:
@@ -222,6 +225,7 @@ def build(settings: Settings) -> seam.App:
         await engine.lost([TP(engine.full_names[t], n) for (t, n), shard in engine.core.shards.items() if shard.owned])
 
     engine.add_dependency(rules)
+    engine.add_dependency(scores)
     engine.add_dependency(ticks)
     limit = settings.get("dead_letters_per_minute")
     if limit is not None:

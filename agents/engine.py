@@ -72,7 +72,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         board: the alerts.
         refused: what a person must mend before this worker can go on.
         on_refused: stops the worker in order when there is such a thing; None = it counts as a crash.
-        on_changed: told of rows that changed, (shard, [(table index, row)] or None for "look at the dirty ones").
+        on_changed: told of rows that changed, (shard, [(table index, row)]).
     """
 
     def __init__(
@@ -320,9 +320,6 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         else:
             self._absorbed_at = time.monotonic()
             self.n["records"] += done
-            if done:
-                for told in self.on_changed:
-                    told(shard, ())
             if not self.config.publishes:
                 shard.partition.outputs.clear()
             self._wake.set()
@@ -347,6 +344,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             flush = self.core.take(shard)
             if flush is not None:
                 flushes.append(flush)
+                for told in self.on_changed:
+                    told(shard, [(index, row) for index, row, _ in flush.marks])
                 await asyncio.sleep(0)
         if not flushes:
             await asyncio.sleep(0.001)

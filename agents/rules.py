@@ -45,18 +45,16 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         engine.on_changed.append(self.changed)
 
     def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
-        """Rows changed here; without a list, those that are dirty."""
+        """Rows changed here, by our own folding or by another worker's."""
         for rule in self.rules:
             if rule.topic != shard.partition.topic:
                 continue
             index = rule.table.index
             due = self.due[rule.name]
-            changed = rows if rows else [(index, row) for row in shard.partition.dirty[index]]
-            due.update((row.tenant, row.key) for i, row in changed if i == index)
+            due.update((row.tenant, row.key) for i, row in rows if i == index)
             if rule.beat is not None:
                 index = rule.beat.index
-                beats = rows if rows else [(index, row) for row in shard.partition.dirty[index]]
-                self.beats[rule.name].update(row.tenant for i, row in beats if i == index)
+                self.beats[rule.name].update(row.tenant for i, row in rows if i == index)
 
     @Service.task
     async def _judge(self) -> None:

@@ -66,6 +66,7 @@ SERVICE: tuple[Setting, ...] = (
     Setting("tokens", dict[str, dict[str, Any]] | None, None, "{TOKEN or sha256: hash: {tenant, scopes, expires}}", secret=True),
     Setting("dedupe_window", Window, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
     Setting("max_future_s", From0, 3600.0, "seconds that an event's time may lie after its record's Kafka timestamp"),
+    Setting("publish_scores", bool, True, "changed scores of variables and agents go to the topic scores"),
     Setting("alert_interval_s", Above0, 5.0, "seconds between two looks of the merged alert rules"),
     Setting("dead_letters_per_minute", Count | None, 60, "dead letters of a topic in a minute above which the alert dead_letters.rate opens; off = never"),
     Setting("dead_letters_tenant", str, "default", "whose alert that is: a record that is no event has no tenant of its own"),

@@ -24,7 +24,7 @@ import msgspec
 from .rows import S, Table
 
 if TYPE_CHECKING:
-    from streams.events import Event
+    from streams.events import Data, Event
 
     from .partition import Partition
 
@@ -67,6 +67,7 @@ class Fold:
         runs: likewise, for types that come by the hundred thousand; optional.
         views: HTTP views of these tables.
         rules: alert rules that look at several partitions (ordered rules live in the handlers).
+        scored: what the topic ``scores`` is told.
         topics: source topics (without prefix) whose partitions keep these tables.
     """
 
@@ -75,6 +76,7 @@ class Fold:
     runs: Mapping[type[msgspec.Struct], RunHandler] = {}
     views: Sequence[View] = ()
     rules: Sequence[MergedRule] = ()
+    scored: Sequence[Scored] = ()
     topics: tuple[str, ...] = ()
 
     def figures(self, partitions: Iterable[Partition]) -> Mapping[str, Mapping[str, int]]:
@@ -226,3 +228,20 @@ class MergedRule:
     subject: Callable[[tuple[str, ...]], str]
     judge: Callable[[Reader, tuple[str, ...], Standing], Verdict | None]
     beat: Table[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Figures that are published when they changed, for learners downstream.
+
+    Args:
+        kind: of the subject, such as ``variable``; part of the record key.
+        topic: source topic (without prefix) of the rows.
+        table: whose changed rows make a subject due; the key's first part is its name.
+        event: (reader of the tenant, row key) -> what is published; None = nothing.
+    """
+
+    kind: str
+    topic: str
+    table: Table[Any]
+    event: Callable[[Reader, tuple[str, ...]], Data | None]

@@ -40,7 +40,7 @@ from streams.topics import SOURCE_TOPICS
 from .agent_alerts import BUDGET, COMPLIANCE, JUDGMENT, RECENT, WATCHED, cleared, judge_budget, judge_compliance
 from .executions import Executions
 from .facts import bucket, digest
-from .fold import Fold
+from .fold import Fold, Scored
 from .judgments import FACT_BUCKETS, FACT_KEYS, WEEK_US, JudgmentHandlers, agreement_rule
 from .performance_names import MOST_CUSTOM, Ground, Rooms
 from .performance_rows import (
@@ -61,7 +61,7 @@ from .performance_rows import (
     PerformanceTables,
 )
 from .performance_series import RL_FIELDS, SeriesTables
-from .performance_views import performance_views
+from .performance_views import Figures, performance_views
 from .windows import WindowSettings
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class Performance(Fold):
         self.rl = RlSeries(self.ground, windows)
         self.views = performance_views(kept, self.settings, self.series, self.rl.series, trust)
         self.rules = (agreement_rule(kept),)
+        self.scored = (Scored("agent", TOPIC, kept.agents, Figures(kept, self.settings, trust).scored),)
 
     # ---- agents
 

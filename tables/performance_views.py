@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from streams.events import AgentScored
+
 from . import beta
 from .executions import WAITING_KEYS
 from .facts import bucket, digest
@@ -273,6 +275,11 @@ class Figures:
         at_us = reader.now_us if as_of is None else max(reader.now_us, as_of)
         alpha, beta_ = (rule.a0, rule.b0) if state is None else rule.counts(state, at_us)
         return alpha / (alpha + beta_)
+
+    def scored(self, reader: Reader, key: tuple[str, ...]) -> AgentScored | None:
+        """What the topic ``scores`` is told of an agent whose row changed."""
+        state = self.agent(reader, key[0])
+        return None if state is None else AgentScored(agent=key[0], score=self.score(reader, key[0], state))
 
     def score(self, reader: Reader, name: str, state: Agent) -> dict[str, Any]:
         """The fields of an agent in lists, and of ``agent.scored.v1``."""

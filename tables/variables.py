@@ -14,6 +14,7 @@ kept: exact while fewer than `EXTREMES` values of a partition lie beyond a limit
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,13 @@ from streams.events import ForecastIssued, VariablePerformanceUpdated, VariableR
 from streams.keys import derived_id, encode_key
 
 from .drift import drift_rules, drift_view
-from .fold import Fold, Refused
+from .fold import Fold, Refused, Scored
 from .influence import influence_view
 from .rows import Row
 from .times import HOUR_US
+from .variable_exports import scored
 from .variable_states import HUGE, MAX_NAMES_BYTES, MAX_TAGS, TOPIC, Partial, Update, VariableSettings, VariableTables
-from .variable_views import UPDATES, variable_views
+from .variable_views import UPDATES, Scores, variable_views
 from .volatility import volatility_rules, volatility_view
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class Variables(Fold):
         self.tables = kept.all()
         self.handlers = {ForecastIssued: self.issued, VariableRegistered: self.registered, VariablePerformanceUpdated: self.updated}
         self.views = [*(view(kept, self.settings) for view in (drift_view, influence_view, volatility_view)), *variable_views(kept, self.settings)]
+        scores = Scores(kept, self.settings)
+        self.scored = [Scored("variable", TOPIC, kept.partials, partial(scored, scores))]
         self.rules = [*drift_rules(kept, self.settings), *volatility_rules(kept, self.settings)]
 
     # ---- events

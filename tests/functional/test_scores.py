@@ -1,0 +1,51 @@
+"""The topic ``scores``: what learners downstream are told, by a real worker."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from pulsefold import SyncPublisher
+
+from streams.broker import EmbeddedBroker
+
+from ..workers import WorkerProcess
+
+
+def told(broker: EmbeddedBroker, wanted: int, seconds: float) -> list[tuple[bytes, dict[str, Any]]]:
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "scores", "auto.offset.reset": "earliest"})
+    try:
+        listed = consumer.list_topics("pulsefold.scores", timeout=10).topics["pulsefold.scores"].partitions
+        consumer.assign([TopicPartition("pulsefold.scores", n, 0) for n in listed])
+        found: list[tuple[bytes, dict[str, Any]]] = []
+        deadline = time.monotonic() + seconds
+        while len(found) < wanted and time.monotonic() < deadline:
+            for message in consumer.consume(100, 0.3):
+                assert message.error() is None
+                found.append((bytes(message.key()), msgspec.json.decode(message.value())))
+        return found
+    finally:
+        consumer.close()
+
+
+@pytest.mark.timeout(90)
+def test_changed_variables_and_agents_are_told_once_and_a_restart_repeats_nothing(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
+    with SyncPublisher(embedded.bootstrap) as publisher:
+        for n in range(6):
+            data = {"model": "m", "confidence": 0.5, "fragility": 0.25, "certified": True, "inputs": {"a": n, "b": n}}
+            publisher.publish({"type": "forecast.issued.v1", "id": f"f{n}", "data": data})
+        publisher.publish({"type": "agent.registered.v1", "data": {"agent": "x", "capabilities": ["code"]}})
+    found = told(embedded, 3, 25)
+    assert sorted(key for key, _ in found) == [b"default|agent|x", b"default|variable|a", b"default|variable|b"]
+    of_a = next(event for key, event in found if key.endswith(b"|a"))
+    assert (of_a["type"], of_a["data"]["name"], of_a["data"]["score"]["count"]) == ("variable.scored.v1", "a", 6)
+    view = worker.get("/variables/a")
+    assert {name: view[name] for name in ("avg_confidence", "volatility", "trust_weight")} == {
+        name: of_a["data"]["score"][name] for name in ("avg_confidence", "volatility", "trust_weight")
+    }
+    worker.stop()
+    worker.start()
+    assert len(told(embedded, 4, 8)) == 3
