@@ -17,6 +17,7 @@ from streams.admin import is_embedded, partition_counts, topic_identities
 from streams.derive import event_bytes
 from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
+from streams.outputs import publishing_app
 from streams.settings import Settings, load
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.partition import Bounds, Partition
@@ -95,7 +96,7 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
         while not self.should_stop:
             await self.sleep(pause)
             shard = self.engine.core.shards.get(("judgments", 0))
-            partition = shard.partition if shard is not None and shard.ready and self.engine.config.publishes else None
+            partition = shard.partition if shard is not None and shard.ready and self.engine.publishes else None
             begins, served = partition is not None and not served, partition is not None
             for kind, plan in self.schedules.items():
                 number = int(time.time() // plan.every_s)
@@ -185,13 +186,15 @@ def build(settings: Settings) -> seam.App:
         flush_max_s=settings.get("flush_max_ms") / 1000,
         watchdog_s=settings.get("watchdog_s"),
         shutdown_s=settings.get("shutdown_s"),
-        publishes=settings.get("outputs") != "off",
+        publishes=settings.get("outputs") == "on",
         security=ours,
         bounds=Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=window),
     )
 
     tables = schema(settings.fold)
     engine = app.engine = Engine(app, config, tables, lambda: discover_partitions(settings, theirs))
+    if settings.get("outputs") != "off":
+        engine.elect = lambda: publishing_app(bootstrap, prefix, app_id, security=theirs)
     pages = {path: (kind, (STATIC / name).read_bytes()) for path, (kind, name) in PAGES.items() if (STATIC / name).exists()}
     routes = Routes(engine, tokens, settings, pages)
     app.install_routes = routes.install

@@ -46,7 +46,7 @@ class Clock(Service):  # type: ignore[misc]  # mode is untyped here
     async def _look(self) -> None:
         while not self.should_stop:
             await self.sleep(self.every_s)
-            if self.engine.ready and self.engine.config.publishes:
+            if self.engine.ready and self.engine.publishes:
                 try:
                     for shard in list(self.engine.core.shards.values()):
                         await self._shard(shard)

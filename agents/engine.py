@@ -44,7 +44,7 @@ class EngineConfig:
         retry_s: how long a failing write is tried again before the worker stops.
         watchdog_s: with lag and nothing absorbed for this long, the worker stops.
         shutdown_s: bound on the last flush when a partition or the worker goes.
-        publishes: False for an app that only reads (outputs are then dropped).
+        publishes: publish outputs, whoever is recorded as the app that does.
     """
 
     bootstrap: str
@@ -70,6 +70,9 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     Attributes:
         ready: the tables are restored up to what was on the changelog at the start.
         board: the alerts.
+        publishes: False in an app that only reads: its outputs are dropped.
+        publisher: the app that is recorded as the one that publishes outputs; None where nobody asked.
+        elect: tells that app, after recording this one if nobody was.
         refused: what a person must mend before this worker can go on.
         on_refused: stops the worker in order when there is such a thing; None = it counts as a crash.
         on_changed: told of rows that changed, (shard, [(table index, row)]).
@@ -83,6 +86,9 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.config = config
         self.schema = schema
         self.discover = discover
+        self.publishes = config.publishes
+        self.publisher: str | None = None
+        self.elect: Callable[[], str] | None = None
         self.fetch_wait_ms = 200
         self.partitions: dict[str, list[Partition]] = {}
         self.core = Core(())
@@ -149,6 +155,13 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.prepare(counts, identities)
             if embedded:
                 self.fetch_wait_ms = 3  # the mock cluster answers a waiting fetch at its end only
+        if self.elect is not None:
+            try:
+                self.publisher = await asyncio.to_thread(self.elect)
+            except PulsefoldError as exc:
+                self.refused = exc  # the start ends here; this is what is told of it
+                raise
+            self.publishes = self.config.publishes or self.publisher == self.config.app_id
         await self._connect_producer()
         self.follower = AIOKafkaConsumer(
             bootstrap_servers=self.config.bootstrap,
@@ -320,7 +333,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         else:
             self._absorbed_at = time.monotonic()
             self.n["records"] += done
-            if not self.config.publishes:
+            if not self.publishes:
                 shard.partition.outputs.clear()
             self._wake.set()
 

@@ -119,7 +119,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         """
         engine = self.engine
         kind = change_type(level, verdict.level)
-        if kind is None or not engine.config.publishes:
+        if kind is None or not engine.publishes:
             return
         name = alert_id(tenant, rule, subject, period or day(time_us))
         _, ordinal = engine.board.standing(name)

@@ -56,7 +56,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             await self.sleep(INTERVAL_S)
             for one in self.scored:
                 due, self.due[one.kind] = self.due[one.kind], set()
-                if self.engine.ready and self.engine.config.publishes:
+                if self.engine.ready and self.engine.publishes:
                     await self._publish(one, sorted(due))
 
     async def _publish(self, one: Scored, due: list[tuple[str, tuple[str, ...]]]) -> None:

@@ -84,6 +84,7 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
     return {
         **figures,
         "app_id": engine.config.app_id,
+        "outputs": {"publishes": engine.publishes, "recorded_app": engine.publisher},
         "ready": engine.ready,
         "uptime_s": round(time.time() - engine.started_at, 3),
         "restored_s": engine.restored_s,

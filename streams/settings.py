@@ -70,8 +70,13 @@ SERVICE: tuple[Setting, ...] = (
     Setting("alert_interval_s", Above0, 5.0, "seconds between two looks of the merged alert rules"),
     Setting("dead_letters_per_minute", Count | None, 60, "dead letters of a topic in a minute above which the alert dead_letters.rate opens; off = never"),
     Setting("dead_letters_tenant", str, "default", "whose alert that is: a record that is no event has no tenant of its own"),
-    # The next two will take more values when the engine has them; until then any other value is refused, not ignored.
-    Setting("outputs", Literal["on", "off"], "on", "on = publish alerts and derived events; off = only fold and serve"),
+    Setting(
+        "outputs",
+        Literal["auto", "on", "off"],
+        "auto",
+        "on = publish alerts and derived events; off = only fold and serve; auto = on for the app that was there first",
+    ),
+    # This one will take more values when the engine has them; until then any other value is refused, not ignored.
     Setting("roles", Literal["all"], "all", "what this worker does; all = fold, follow, alert and serve"),
     Setting("clock_ticks", Literal["on", "off"], "on", "clock events by which deadlines and open alerts of a tenant that has fallen silent end"),
     Setting("clock_silence_s", Above0, 600.0, "seconds without a record of a tenant in a partition after which the clock stands in for it"),

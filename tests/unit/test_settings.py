@@ -122,7 +122,7 @@ def test_off_and_numbers_in_the_file_suit_settings_that_are_text(tmp_path: Path)
         ({"PULSEFOLD_DEDUPE_WINDOW": "100"}, "dedupe_window", "multiple of 64"),
         ({"PULSEFOLD_TOKENS": '{"secret": 1}'}, "tokens", "object"),
         ({"PULSEFOLD_APP_ID": "a b"}, "app_id", "matching regex"),
-        ({"PULSEFOLD_OUTPUTS": "maybe"}, "outputs", "expected on or off"),
+        ({"PULSEFOLD_OUTPUTS": "maybe"}, "outputs", "expected auto or on or off"),
         ({"PULSEFOLD_ROLES": "serve"}, "roles", "expected all"),
         ({"PULSEFOLD_KAFKA_SECURITY_PROTOCOL": "ssl"}, "kafka_security_protocol", "SASL_SSL"),
         ({"PULSEFOLD_KAFKA_SASL_MECHANISM": "GSSAPI"}, "kafka_sasl_mechanism", "SCRAM-SHA-512"),
