@@ -18,9 +18,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## broker, worker and real training on this machine
 	$(BIN)/pulsefold demo $(ARGS)
 
-test: $(STAMP)  ## unit, functional, packaging and real-Kafka tests
+test: $(STAMP)  ## unit, functional, packaging, browser and real-Kafka tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/simulation tests/functional tests/packaging $(ARGS)
-	$(BIN)/python -m pytest tests/kafka $(ARGS)
+	$(BIN)/python -m pytest tests/browser tests/kafka $(ARGS)
 
 check: lint types test  ## everything that CI checks
 

@@ -37,6 +37,9 @@ STATIC = Path(__file__).parent / "static"
 PAGES = {
     "/": ("text/html; charset=utf-8", "index.html"),
     "/app.js": ("text/javascript; charset=utf-8", "app.js"),
+    "/parts.js": ("text/javascript; charset=utf-8", "parts.js"),
+    "/draw.js": ("text/javascript; charset=utf-8", "draw.js"),
+    "/icon.svg": ("image/svg+xml", "icon.svg"),
     "/style.css": ("text/css; charset=utf-8", "style.css"),
 }
 

@@ -7,6 +7,7 @@ routing, parameters, tenants, errors (RFC 9457), `lag` and the API's description
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -32,7 +33,8 @@ _batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
 MAX_BODY = 8 << 20
 MAX_BATCH = 10_000
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src 'self'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -134,6 +136,7 @@ class Routes:
             "/openapi.json": self.openapi,
             "/docs": self.docs,
             f"{API}/status": self.status,
+            f"{API}/status/stream": self.status_stream,
             f"{API}/alerts": self.alerts,
             f"{API}/alerts/stream": self.alert_stream,
         }
@@ -175,8 +178,48 @@ class Routes:
 
     async def status(self, request: web.Request) -> web.Response:
         """Counts, lag, tables, settings."""
-        self.caller(request)
-        return answer(status(self.engine, self.settings))
+        caller = self.caller(request)
+        return answer({"tenant": caller.tenant, **status(self.engine, self.settings)})
+
+    def brief(self, tenant: str) -> dict[str, Any]:
+        """What the status stream tells: whether to ask the views again, and how far restoring has come."""
+        restored, to_restore = self.engine.progress()
+        shards = self.engine.core.shards.values()
+        return {
+            "tenant": tenant,
+            "ready": self.engine.ready,
+            "restored": restored,
+            "to_restore": to_restore,
+            "absorbed": sum(self.engine.absorbed(shard) for shard in shards),
+            "lag": sum(self.engine.lag(shard) for shard in shards),
+            "alert_messages": self.engine.board.n_messages,
+        }
+
+    async def status_stream(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events for a page: `status` when something changed, at most every half second, and at least every five
+        seconds; besides every new alert message of the tenant."""
+        caller, response = await self.open_stream(request)
+        told: dict[str, Any] | None = None
+        told_at = 0.0
+        with self.engine.board.subscribe() as queue:
+            while not self.engine.should_stop:
+                now, brief = time.monotonic(), self.brief(caller.tenant)
+                if brief != told or now - told_at > 5:
+                    await response.write(b"event: status\ndata: " + orjson.dumps(brief) + b"\n\n")
+                    told, told_at = brief, now
+                with contextlib.suppress(TimeoutError):
+                    await tell(response, await asyncio.wait_for(queue.get(), 0.5), caller.tenant)
+        return response
+
+    async def open_stream(self, request: web.Request) -> tuple[Caller, web.StreamResponse]:
+        """Who asks, and the begun answer; a stream that nobody can take is refused before it begins."""
+        caller = self.caller(request)
+        if len(self.engine.board.subscribers) >= 1000:
+            raise Denied(503, "too many subscribers")
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b": pulsefold\n\n")
+        return caller, response
 
     async def healthz(self, request: web.Request) -> web.Response:
         """The process answers."""
@@ -203,10 +246,14 @@ class Routes:
             params = ", ".join(field.encode_name for field in msgspec.structs.fields(view.params))
             rows.append(f"<tr><td><code>{html.escape(API + view.path)}</code><td>{html.escape(view.summary)}<td>{html.escape(params)}")
         body = (
-            "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>pulsefold API</title>"
-            "<link rel=stylesheet href=/style.css><main><h1>pulsefold API</h1><p>Machine-readable: <a href=/openapi.json>/openapi.json</a>. "
-            "Events in: <code>POST /api/v1/events</code>. Alerts: <code>/api/v1/alerts</code>, <code>/api/v1/alerts/stream</code>."
-            f"<div class=wide><table><tr><th>path<th>answers<th>parameters{''.join(rows)}</table></div></main></html>"
+            "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
+            "<title>pulsefold API</title><link rel=icon href=/icon.svg><link rel=stylesheet href=/style.css>"
+            "<main class=docs><h1><img src=/icon.svg alt='' width=26 height=26>pulsefold API</h1>"
+            "<p><a href=/>Dashboard</a>. Machine-readable: <a href=/openapi.json>/openapi.json</a>. "
+            f"Events in: <code>POST {API}/events</code>. Alerts: <code>{API}/alerts</code>, as they come <code>{API}/alerts/stream</code>. "
+            f"The worker itself: <code>{API}/status</code>, as it changes <code>{API}/status/stream</code>."
+            "<div class=scroll tabindex=0 role=region aria-label='Views'><table><thead><tr><th scope=col>Path<th scope=col>Answers<th scope=col>Parameters"
+            f"<tbody>{''.join(rows)}</table></div></main></html>"
         )
         return web.Response(text=body, content_type="text/html", headers=HEADERS)
 
@@ -245,23 +292,16 @@ class Routes:
 
     async def alert_stream(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: every new alert message of the tenant."""
-        caller = self.caller(request)
-        if len(self.engine.board.subscribers) >= 1000:
-            raise Denied(503, "too many subscribers")
-        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(b": pulsefold alerts\n\n")
+        caller, response = await self.open_stream(request)
+        told_at = time.monotonic()
         with self.engine.board.subscribe() as queue:
             while not self.engine.should_stop:
                 try:
-                    message = await asyncio.wait_for(queue.get(), 15)
+                    await tell(response, await asyncio.wait_for(queue.get(), 1), caller.tenant)
                 except TimeoutError:
-                    await response.write(b": still here\n\n")
-                    continue
-                if message.get("tenant") == caller.tenant:
-                    await response.write(
-                        b"event: " + message["type"].encode() + b"\nid: " + message["id"].encode() + b"\ndata: " + orjson.dumps(message) + b"\n\n"
-                    )
+                    if time.monotonic() - told_at > 15:
+                        await response.write(b": still here\n\n")
+                        told_at = time.monotonic()
         return response
 
     # ---- events in
@@ -324,6 +364,12 @@ class Routes:
         if refused:
             return {"id": event.id, "accepted": False, "reason": "refused", "error": refused}, None
         return result, (self.engine.config.prefix + event.data.TOPIC, record_key(event), raw)
+
+
+async def tell(response: web.StreamResponse, message: Mapping[str, Any], tenant: str) -> None:
+    """Send an alert message if it is the tenant's."""
+    if message.get("tenant") == tenant:
+        await response.write(b"event: " + message["type"].encode() + b"\nid: " + message["id"].encode() + b"\ndata: " + orjson.dumps(message) + b"\n\n")
 
 
 def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[str, str]) -> Any:

@@ -181,6 +181,9 @@ def openapi(views: Sequence[View]) -> dict[str, Any]:
     ]
     paths["/api/v1/alerts"] = {"get": {"summary": "Alerts by their newest message", "parameters": alert_params, "responses": plain}}
     paths["/api/v1/status"] = {"get": {"summary": "Counts, lag, tables, settings", "responses": plain}}
+    stream = {"200": {"description": "OK", "content": {"text/event-stream": {"schema": {"type": "string"}}}}, **bad}
+    paths["/api/v1/alerts/stream"] = {"get": {"summary": "Server-sent events: every new alert message", "responses": stream}}
+    paths["/api/v1/status/stream"] = {"get": {"summary": "Server-sent events: status when it changes, and every new alert message", "responses": stream}}
     event = {"type": "object", "required": ["id", "type", "data"]}
     paths["/api/v1/events"] = {
         "post": {

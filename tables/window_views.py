@@ -17,6 +17,7 @@ import msgspec
 from .fold import BadParameter, Reader, View
 from .moments import Moments
 from .regression import fit_pairs
+from .series_view import series_view
 from .times import DAY_US, HOUR_US, MINUTE_US, rfc3339, rfc3339_or_none, to_us
 from .windows import RINGS, SLOTS, SPANS, Bucket, NonFinite
 
@@ -286,5 +287,6 @@ def views(fold: Windows) -> list[View]:
             lambda reader, q: aggregate(fold, reader, q),
             fold.topics,
             "Figures of a metric by window, and of the whole span",
-        )
+        ),
+        series_view(fold),
     ]
