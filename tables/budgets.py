@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -32,6 +32,8 @@ RULES = {"cumulative": "cost.cumulative", "daily": "cost.daily", "monthly": "cos
 
 WARNING, CRITICAL, SHUTDOWN = LEVELS.index("warning"), LEVELS.index("critical"), LEVELS.index("shutdown")
 
+Calls = Annotated[int, msgspec.Meta(ge=1)]
+
 Limits = Sequence[tuple[int, int]]
 """(level's place in LEVELS, limit in micro-USD), rising in both."""
 
@@ -48,6 +50,10 @@ class CostSettings(msgspec.Struct, frozen=True, kw_only=True):
         usd_per_token: price of a token where an event tells no cost, USD.
         usd_per_call: price of a call where an event tells neither cost nor tokens, USD.
         max_cost_scopes: models, runs, agents and tags a tenant may have, all together.
+        cost_forecast: whether ``cost.forecast`` tells that a month will end above its budget.
+        rate_calls_per_minute: API calls a tenant may make in a sliding minute before ``cost.rate`` opens; None: no limit.
+        rate_calls_per_hour: the same in a sliding hour.
+        rate_calls_per_day: the same in sliding 24 hours.
         cost_days: UTC days kept, counted back from the latest; at most 450.
         cost_run_days: the same for scopes ``run:NAME``.
     """
@@ -60,6 +66,10 @@ class CostSettings(msgspec.Struct, frozen=True, kw_only=True):
     usd_per_token: Decimal = Decimal("0.000002")
     usd_per_call: Decimal = Decimal("0.001")
     max_cost_scopes: int = 50_000
+    cost_forecast: bool = True
+    rate_calls_per_minute: Calls | None = 60
+    rate_calls_per_hour: Calls | None = 500
+    rate_calls_per_day: Calls | None = 5000
     cost_days: int = 400
     cost_run_days: int = 90
 

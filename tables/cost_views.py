@@ -1,4 +1,4 @@
-"""Views of the cost ledgers: what was spent, where the budgets stand, and whether an operation would still fit.
+"""Views of the cost ledgers: what was spent, where the budgets stand, whether an operation would still fit, and what is to come.
 
 The rule this file keeps: a view judges by the limits and sums it reads at ``at``, so that it says ``ok`` on a new day though
 no record has come since. Amounts leave as USD numbers (and ``*_micro_usd`` integers); shares as 0..100.
@@ -15,9 +15,11 @@ import msgspec
 
 from .alerting import LEVELS
 from .budgets import RULES, SHUTDOWN, TENANT, Budgets, Limits, level_of
+from .cost_forecasts import DAYS_BACK, projection
+from .cost_rates import WINDOWS, RateRows
 from .fold import BadParameter, NotFound, Reader, View
 from .ledgers import SLOTS, CostTables, Ledger, Month, Sums, day_name, month_name, month_of, month_start, slot
-from .money import MAX_USD, micro_usd, usd
+from .money import MAX_USD, MICRO, micro_usd, usd
 from .times import DAY_US, rfc3339, rfc3339_or_none, to_us
 
 Scope = Annotated[str, msgspec.Meta(pattern=r"^(tenant|(model|run|agent|tag):[\s\S]{1,256})$")]
@@ -52,27 +54,37 @@ class CheckParams(msgspec.Struct, frozen=True, kw_only=True):
     at: Moment | None = None
 
 
+class ForecastParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/costs/forecast``: `days` to project over, counted from the day of `at`, by default today."""
+
+    days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
+    scope: Scope = TENANT
+    at: Moment | None = None
+
+
 class BudgetsParams(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of ``/budgets``: one scope, or all of them."""
 
     scope: Scope | None = None
 
 
-def cost_views(kept: CostTables) -> tuple[View, ...]:
+def cost_views(kept: CostTables, rates: RateRows) -> tuple[View, ...]:
     """The views of one fold's tables."""
-    views = _Views(kept)
+    views = _Views(kept, rates)
     costs = ("costs",)
     return (
         View("/costs", CostsParams, views.costs, costs, "What a scope has cost, in all or by day, month, model, agent, run or tag"),
         View("/costs/status", StatusParams, views.status, costs, "Where the budgets of a scope stand"),
         View("/costs/check", CheckParams, views.check, costs, "Whether an amount would still fit the budgets"),
+        View("/costs/forecast", ForecastParams, views.forecast, costs, "What the month and the days ahead will cost at the mean of the last days"),
         View("/budgets", BudgetsParams, views.budgets, costs, "The budgets in force and the events that set them"),
     )
 
 
 class _Views:
-    def __init__(self, kept: CostTables) -> None:
+    def __init__(self, kept: CostTables, rates: RateRows) -> None:
         self.kept = kept
+        self.rates = rates
 
     # ---- /costs
 
@@ -152,7 +164,7 @@ class _Views:
                 }
                 for kind, period, ends, micro, limits in standing
             ],
-            "rates": None,
+            "rates": [{**rate, "exceeded": rate["calls"] > rate["limit"]} for rate in self._rates(reader, at_us)],
             "at": rfc3339(at_us),
             "as_of": rfc3339_or_none(reader.as_of()),
         }
@@ -179,15 +191,60 @@ class _Views:
             for level, at in levels
         ]
         status = _worst([each[1:] for each in standing])
+        rates = [{**rate, "after": rate["calls"] + asked.calls, "exceeds": rate["calls"] + asked.calls > rate["limit"]} for rate in self._rates(reader, at_us)]
         stopped = status == LEVELS[SHUTDOWN] or any(limit["exceeds"] and limit["level"] == LEVELS[SHUTDOWN] for limit in limits)
         return {
             "scope": asked.scope,
             "amount_usd": usd(amount),
             "calls": asked.calls,
-            "allowed": not stopped,
+            "allowed": not stopped and not any(rate["exceeds"] for rate in rates),
             "status": status,
             "limits": limits,
-            "rates": None,
+            "rates": rates,
+            "at": rfc3339(at_us),
+            "as_of": rfc3339_or_none(reader.as_of()),
+        }
+
+    def _rates(self, reader: Reader, at_us: int) -> list[dict[str, Any]]:
+        """Calls of the tenant in each window that has a limit."""
+        counts = [0] * len(WINDOWS)
+        for rates in reader.rows(self.rates.table, ()):
+            counts = [a + b for a, b in zip(counts, rates.at(at_us), strict=True)]
+        return [
+            {"per": window.name, "calls": count, "limit": limit}
+            for window, count, limit in zip(WINDOWS, counts, self.rates.limits, strict=True)
+            if limit is not None
+        ]
+
+    # ---- /costs/forecast
+
+    def forecast(self, reader: Reader, asked: ForecastParams) -> dict[str, Any]:
+        ledger, at_us = self._known(reader, asked.scope, asked.at)
+        today = at_us // DAY_US
+        month = month_of(today)
+        days = self._days(reader, asked.scope, min(today - DAYS_BACK, month_start(month)), today + 1)
+        found = projection({day: sums.micro for day, sums in days.items() if sums.events or sums.refunds}, today)
+        amount, divisor = found.mean
+        end, end_divisor = found.month_end
+        sums = {"monthly": found.to_date, "total": ledger.micro}
+        days_until: dict[str, float | None] = {}
+        for kind, micro in sums.items():
+            limit = next((at for level, at in self.kept.limits(asked.scope, self._set_ones(reader, asked.scope), kind) if level == SHUTDOWN), None)
+            if limit is not None:
+                days_until[kind] = 0.0 if micro >= limit else (limit - micro) * divisor / amount if amount > 0 else None
+        return {
+            "scope": asked.scope,
+            "as_of_day": day_name(today),
+            "days": asked.days,
+            "days_used": found.used,
+            "daily_mean_usd": amount / (divisor * MICRO),
+            "month_to_date_usd": usd(found.to_date),
+            "remaining_days": found.remaining,
+            "month_end_usd": end / (end_divisor * MICRO),
+            "projected_usd": amount * asked.days / (divisor * MICRO),
+            "monthly_usd": amount * 30 / (divisor * MICRO),
+            "annual_usd": amount * 365 / (divisor * MICRO),
+            "days_until": days_until,
             "at": rfc3339(at_us),
             "as_of": rfc3339_or_none(reader.as_of()),
         }

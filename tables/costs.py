@@ -2,9 +2,10 @@
 
 A tenant's records all have one home partition, so budgets are judged in the log's order. One record, step by step:
 
-  1. it may begin a later day: what is open for the day (and month) before is resolved, in every scope of the tenant;
-  2. its amount enters the ledger of each scope it names, which judges the cumulative and the total budget;
-  3. and the month's row of that scope, which judges the daily and the monthly one; an ended day is judged as late.
+  1. its calls enter the tenant's rates (`cost_rates`), and its amount the outlook of each scope it names (`cost_forecasts`);
+  2. it may begin a later day: what is open for the day (and month) before is resolved, in every scope of the tenant;
+  3. its amount enters the ledger of each scope it names, which judges the cumulative and the total budget;
+  4. and the month's row of that scope, which judges the daily and the monthly one; an ended day is judged as late.
 
 Each row judges what it sums and reads up the ranks only (see `ledgers`). A scope exists once it has a ledger; their number
 never falls, so what was beyond the bound once stays beyond it, on every replay.
@@ -18,6 +19,8 @@ from streams.events import BudgetSet, ClockTicked, CostIncurred, CostRefunded
 
 from .alerting import LEVELS
 from .budgets import TENANT, Budget, Budgets, CostSettings, Limits, end, judge, judge_late, level_of, rising
+from .cost_forecasts import Outlooks
+from .cost_rates import RateRows
 from .cost_views import cost_views
 from .fold import Absorbed, Fold, Refused
 from .ledgers import EPOCH_DAY, SLOTS, CostTables, Day, Ledger, Month, Sums, day_name, month_name, month_of, month_start, slot, sum_from
@@ -47,9 +50,11 @@ class Costs(Fold):
     def __init__(self, settings: CostSettings | None = None) -> None:
         self.settings = settings or CostSettings()
         self.kept = kept = CostTables(self.settings)
-        self.tables = (kept.ledgers, kept.months, kept.budgets, kept.today)
+        self.outlooks = Outlooks(kept)
+        self.rates = RateRows(self.settings)
+        self.tables = (kept.ledgers, kept.months, kept.budgets, kept.today, self.outlooks.table, self.rates.table)
         self.handlers = {CostIncurred: self._incurred, CostRefunded: self._refunded, BudgetSet: self._budget_set, ClockTicked: self._ticked}
-        self.views = cost_views(kept)
+        self.views = cost_views(kept, self.rates)
 
     def due(self, p: Partition) -> Iterator[tuple[str, int]]:
         """What waits for time: the ends of days and months for which an alert is open."""
@@ -84,17 +89,22 @@ class Costs(Fold):
             prices = self.settings
             micro = priced(tokens, prices.usd_per_token) if tokens else priced(calls, prices.usd_per_call)
             sums = Sums(micro=micro, estimated=micro, events=1, estimated_events=1, api_calls=calls, token_usage=tokens)
-        self._enter(event, p, _scopes(data), sums)
+        self.rates.enter(event, p, p.time_us, calls)
+        self._enter(event, p, list(_scopes(data)), sums)
 
     def _refunded(self, event: Event, p: Partition) -> None:
         data: CostRefunded = event.data  # type: ignore[assignment]  # dispatched by type
         micro = micro_usd(data.cost)
-        self._enter(event, p, _scopes(data), Sums(micro=-micro, refunded=micro, refunds=1))
+        self.rates.enter(event, p, p.time_us, 0)
+        self._enter(event, p, list(_scopes(data)), Sums(micro=-micro, refunded=micro, refunds=1))
 
     def _ticked(self, event: Event, p: Partition) -> None:
         data: ClockTicked = event.data  # type: ignore[assignment]  # dispatched by type
+        until_us = max(p.time_us, to_us(data.until))
+        self.rates.enter(event, p, until_us, 0)
         if p.read(self.kept.today, event.tenant, ()) is not None:
-            self._reach(event, p, max(p.time_us, to_us(data.until)) // DAY_US)
+            self.outlooks.enter(event, p, until_us // DAY_US, (), None)
+            self._reach(event, p, until_us // DAY_US)
 
     def _budget_set(self, event: Event, p: Partition) -> None:
         data: BudgetSet = event.data  # type: ignore[assignment]  # dispatched by type
@@ -104,6 +114,7 @@ class Costs(Fold):
             raise Refused("invalid_field", "limits: must rise with the level, each level once")
         if not self._admits(p, event.tenant, scope):
             raise Refused("too_many_scopes", "scope: this tenant has as many scopes as max_cost_scopes allows")
+        self.outlooks.enter(event, p, p.time_us // DAY_US, (scope,), None, limits if kind == "monthly" else None)
         starts = data.starts.toordinal() - EPOCH_DAY if data.starts is not None and kind == "cumulative" and limits else None
         ledger = p.open(self.kept.ledgers, event.tenant, (scope,))  # every budget has a ledger
         since = 0 if ledger is None or starts is None else self._sum_since(p, event.tenant, scope, ledger, starts)
@@ -155,10 +166,11 @@ class Costs(Fold):
             today.day = day
         return day, ended
 
-    def _enter(self, event: Event, p: Partition, scopes: Iterator[str], sums: Sums) -> None:
+    def _enter(self, event: Event, p: Partition, scopes: list[str], sums: Sums) -> None:
         """Add a record's amount to every scope it names."""
         kept, tenant = self.kept, event.tenant
         day = p.time_us // DAY_US
+        self.outlooks.enter(event, p, day, scopes, sums.micro)
         today, ended = self._reach(event, p, day)
         overflow = False
         for scope in scopes:

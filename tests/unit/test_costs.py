@@ -541,13 +541,16 @@ _TIMES = st.sampled_from(
         "2026-03-01T01:30:00+02:00",
         "2026-03-02T12:00:00Z",
         "2026-03-02T13:00:00Z",
+        "2026-03-03T00:00:00Z",
+        "2026-03-04T00:00:00Z",
+        "2026-03-05T00:00:00Z",
         "2026-03-31T00:00:00Z",
         "2026-04-01T00:00:00Z",
         "2027-08-01T00:00:00Z",
     ]
 )
 _USD = st.decimals(0, 60, places=8).map(str)
-_SPENT = st.tuples(st.just("cost"), _TIMES, st.one_of(st.none(), _USD), st.integers(0, 30), st.integers(0, 3000), _SCOPES)
+_SPENT = st.tuples(st.just("cost"), _TIMES, st.one_of(st.none(), _USD), st.integers(0, 90), st.integers(0, 3000), _SCOPES)
 _BACK = st.tuples(st.just("refund"), _TIMES, st.decimals("0.00000051", 40, places=8).map(str), st.just(0), st.just(0), _SCOPES)
 _LIMITS = st.sampled_from([{}, {"warning": 5}, {"warning": 3, "critical": 20}, {"critical": "7.5", "shutdown": 30}])
 _SET = st.tuples(
@@ -662,7 +665,8 @@ def test_a_refold_after_a_crash_at_any_point_of_a_flush_is_the_straight_fold(ste
 
 
 def test_the_readers_rank_below_what_they_read() -> None:
-    ledgers, months, budgets, today = Costs().tables
+    ledgers, months, budgets, today, outlooks, rates = Costs().tables
+    assert max(outlooks.rank, rates.rank) < months.rank
     assert ledgers.rank < months.rank < budgets.rank < today.rank < 90
 
 

@@ -32,6 +32,6 @@ def test_a_vector_gives_its_numbers(name: str, partitions: int, doubled: bool) -
 
 
 def test_every_setting_of_a_vector_is_one_of_a_fold() -> None:
-    known = {name for struct in FOLD_SETTINGS for name in struct.__struct_fields__} | {"clock_ticks", "cost_forecast"}
+    known = {name for struct in FOLD_SETTINGS for name in struct.__struct_fields__} | {"clock_ticks"}
     for name in VECTORS_HERE:
         assert {key.partition(".")[0] for key in VECTORS[name].get("settings", {})} <= known | set(SETTINGS_OF)
