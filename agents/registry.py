@@ -13,6 +13,7 @@ from tables.costs import Costs
 from tables.fold import Fold
 from tables.learning import Learning
 from tables.learning_state import LearningSettings
+from tables.metric_costs import MetricCosts, MetricCostSettings
 from tables.partition import Schema
 from tables.performance import Performance
 from tables.performance_rows import PerformanceSettings
@@ -28,6 +29,7 @@ FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (
     CostSettings,
     LearningSettings,
     WindowSettings,
+    MetricCostSettings,
     PerformanceSettings,
     TrustRuleSettings,
 )
@@ -49,6 +51,7 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
         Costs(settings_of(CostSettings)),
         Learning(settings_of(LearningSettings)),  # with the goals, which may refuse a training event: before what else sees it
         Windows(settings_of(WindowSettings)),
+        MetricCosts(settings_of(MetricCostSettings)),
         performance,
         performance.rl,
         TrustByRule(settings_of(TrustRuleSettings), performance.settings.criteria_pass),  # last: what another fold refuses does not speak of anything

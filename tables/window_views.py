@@ -22,7 +22,7 @@ from .times import DAY_US, HOUR_US, MINUTE_US, rfc3339, rfc3339_or_none, to_us
 from .windows import RINGS, SLOTS, SPANS, Bucket, NonFinite
 
 if TYPE_CHECKING:
-    from .windows import Key, Series, Windows
+    from .windows import Key, Series, SeriesWindows, Windows
 
 QUANTILES = (0.5, 0.95, 0.99)
 ENOUGH = ((7 * DAY_US, 500), (DAY_US, 100), (HOUR_US, 50), (0, 10))
@@ -44,7 +44,7 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
         metric: metric type, `metric_type.NAME` of one of several values, or `learning.performance_score` and the like.
         model, run: only of these; none given: over all. ``run=`` (empty) means series without a run. For learning series
             the model is the task type.
-        tag: not yet aggregated.
+        tag: only figures of events with this tag, over all models and runs; sizes from 1 h up.
         window: ``1m``, ``5m``, ``1h``, ``1d`` or a multiple of one of them; none: only the whole span.
         slide: from the start of one window to the next; default as long as the window.
         since, until: RFC 3339 or a UTC date. A window belongs to the span by its start; a date as `until` takes in that day.
@@ -128,20 +128,22 @@ class WindowReader:
         fold: whose tables.
         reader: of the tenant.
         metric, model, run: which series; None = any.
+        tag: the tag sums of this tag instead; then without model and run.
     """
 
-    def __init__(self, fold: Windows, reader: Reader, metric: str, model: str | None = None, run: str | None = None) -> None:
-        self.fold = fold
+    def __init__(self, fold: Windows, reader: Reader, metric: str, model: str | None = None, run: str | None = None, tag: str | None = None) -> None:
+        self.kept: SeriesWindows = fold if tag is None else fold.tags
         self.reader = reader
         self.series: dict[Key, list[Series]] = {}
-        if model is not None and run is not None:
-            states = reader.rows(fold.series, (metric, model, run))
+        exact: Key | None = (metric, tag) if tag is not None else (metric, model, run) if model is not None and run is not None else None
+        if exact is not None:
+            states = reader.rows(self.kept.series, exact)
             if states:
-                self.series[(metric, model, run)] = states
+                self.series[exact] = states
         else:
-            for key, found in reader.scan(fold.series):
+            for key, found in reader.scan(self.kept.series):
                 if key[0] == metric and (model is None or key[1] == model) and (run is None or key[2] == run):
-                    self.series[(key[0], key[1], key[2])] = found
+                    self.series[key] = found
         self.as_of = reader.as_of()
 
     def buckets(self, level: int, low: int, high: int) -> dict[int, Bucket]:
@@ -161,8 +163,8 @@ class WindowReader:
             newest = min((high + 1) * size - 1, max(s.newest_us for s in states))
             if oldest > newest:
                 continue
-            for finer in range(level + 1):
-                part, ring, table = SPANS[finer].size_us, RINGS[finer], self.fold.rings[finer]
+            for finer in range(self.kept.finest, level + 1):
+                part, ring, table = SPANS[finer].size_us, RINGS[finer], self.kept.ring(finer)
                 first, last = oldest // part, newest // part
                 slots: Iterable[int] = range(ring) if last - first + 1 >= ring else [i % ring for i in range(first, last + 1)]
                 looked += min(ring, last - first + 1)
@@ -195,8 +197,8 @@ def merged(buckets: Sequence[Bucket], size_us: int) -> Bucket:
 
 def aggregate(fold: Windows, reader: Reader, q: Aggregate) -> dict[str, Any]:
     """Body of ``/metrics/aggregate``."""
-    if q.tag is not None:
-        raise BadParameter("tag", "tags are not yet aggregated")
+    if q.tag is not None and (q.model is not None or q.run is not None):
+        raise BadParameter("tag", "tag: summed over all models and runs; leave those out")
     since, until = bound(q.since, "since"), bound(q.until, "until", end=True)
     if since is not None and until is not None and since >= until:
         raise BadParameter("since", "since: not before until")
@@ -206,18 +208,19 @@ def aggregate(fold: Windows, reader: Reader, q: Aggregate) -> dict[str, Any]:
     slide_us = window_us if q.slide is None else duration(q.slide, "slide")
     if window_us is not None and slide_us is not None and slide_us > window_us:
         raise BadParameter("slide", "slide: longer than the window, so that values would be left out")
-    found = WindowReader(fold, reader, q.metric, q.model, q.run)
+    found = WindowReader(fold, reader, q.metric, q.model, q.run, q.tag)
+    sizes = [(level, span) for level, span in enumerate(SPANS) if level >= found.kept.finest]
     as_of = found.as_of
     now = as_of if as_of is not None else 0
     if window_us is None or slide_us is None:  # the whole span, from the finest size that reaches back to its start
         level = len(SPANS) - 1
         if since is not None:
-            level = next((i for i, s in enumerate(SPANS) if (since // s.size_us + 1) * s.size_us + s.kept_us > now), level)
+            level = next((i for i, s in sizes if (since // s.size_us + 1) * s.size_us + s.kept_us > now), level)
         window_us = slide_us = SPANS[level].size_us
     else:
-        level = max((i for i, s in enumerate(SPANS) if window_us % s.size_us == 0 and slide_us % s.size_us == 0), default=-1)
+        level = max((i for i, s in sizes if window_us % s.size_us == 0 and slide_us % s.size_us == 0), default=-1)
         if level < 0:
-            raise BadParameter("window", "window: no multiple of a kept size (1m, 5m, 1h, 1d)")
+            raise BadParameter("window", f"window: no multiple of a kept size ({', '.join(s.name for _, s in sizes)})")
     span = SPANS[level]
     size = span.size_us
     width, step = window_us // size, slide_us // size
@@ -272,7 +275,7 @@ def _lifetime(found: WindowReader, overall: Bucket) -> None:
             moments.merge(state.moments())
             if state.non_finite is not None:
                 non_finite.merge(state.non_finite)
-        for residue in found.reader.rows(found.fold.residue, key):
+        for residue in found.reader.rows(found.kept.residue, key):
             overall.sketch.merge(residue.sketch)
     overall.non_finite = non_finite
     overall.n, overall.mean, overall.m2, overall.min, overall.max = moments.n, moments.mean, moments.m2, moments.min, moments.max

@@ -13,7 +13,8 @@ the series' row (is it one of the first `max_series`?), which is therefore writt
 series, which is written last.
 
 A series is (metric, model, run). `value` of a metric is the series `metric_type`, each of its `values` the series
-`metric_type.NAME`; a metric without run has run ``""``. Learning events feed `learning.performance_score`,
+`metric_type.NAME`; a metric without run has run ``""``. Each figure also enters the tag sums (metric, tag) of the event's tags,
+which are series of their own in the sizes of 1 h and 1 day. Learning events feed `learning.performance_score`,
 `.learning_rate`, `.convergence_metric` and `.episode_count`, with their task type in the place of the model.
 """
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import ceil, inf, log
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -43,15 +44,15 @@ EMPTY = -(2**62)
 """Index of a slot in which no bucket has ever been."""
 SIZES = 4
 
-Key = tuple[str, str, str]
-"""A series: metric, model, run."""
+Key = tuple[str, ...]
+"""A series: metric, model, run; or of tag sums: metric, tag."""
 
 
 class WindowSettings(msgspec.Struct, frozen=True):
     """Settings of windows.
 
     Attributes:
-        max_series: series of a tenant in a partition that have windows; further ones keep lifetime sums only.
+        max_series: series (and tag sums) of a tenant in a partition that have windows; further ones keep lifetime sums only.
     """
 
     max_series: Annotated[int, msgspec.Meta(ge=0)] = 20_000
@@ -267,6 +268,8 @@ SPANS = (
     Span("1h", HOUR_US, 30 * DAY_US, 10 * MINUTE_US),
     Span("1d", DAY_US, 400 * DAY_US, DAY_US),
 )
+HOURLY = 2
+"""Place of the size of 1 h."""
 RINGS = tuple(span.kept_us // span.size_us + 2 for span in SPANS)
 """Slots a ring: one more than can be kept at once, so that a newer bucket only ever displaces one that is not."""
 SLOTS = tuple(str(i) for i in range(max(RINGS)))
@@ -284,90 +287,70 @@ def judged(time_us: int, watermark_us: int, behind: tuple[int, ...]) -> list[int
 
 GRACES = tuple(span.grace_us for span in SPANS)
 KEPT = tuple(span.kept_us for span in SPANS)
-_MINUTE_GRACE = MINUTE_US + GRACES[0]
-_RING = RINGS[0]
 
 
-class Windows(Fold):
-    """Series and their windows.
+class SeriesWindows:
+    """One kind of series in one partition's rows: their lifetime sums, and rings of windows from the finest size up.
 
     Args:
-        settings: bounds.
+        prefix: first part of the tables' names.
+        series: name of the table of lifetime sums.
+        finest: place in `SPANS` of the size that values enter.
+        counted: whether late and expired values count in ``/status``: once an event, so not for its tags again.
+        bounds: settings.
+
+    Attributes:
+        rings: window tables by place in `SPANS`; None for the sizes below the finest.
     """
 
-    def __init__(self, settings: WindowSettings | None = None) -> None:
-        from .window_views import views  # here, because the views read these tables
+    def __init__(self, prefix: str, series: str, *, finest: int, counted: bool, bounds: WindowSettings) -> None:
+        self.bounds = bounds
+        self.finest = finest
+        self.counted = counted
+        self.residue = Table(f"{prefix}_residue", Residue, rank=40, settings=bounds)
+        self.rings = tuple(
+            Table(f"{prefix}_{span.name}", Bucket, rank=44 - level, settings=bounds) if level >= finest else None for level, span in enumerate(SPANS)
+        )
+        self.series = Table(series, Series, rank=45, settings=bounds)
+        self.count = Table(f"{series}_count", SeriesCount, rank=46, settings=bounds)
+        self.all: tuple[Table[Any], ...] = (self.residue, *(ring for ring in reversed(self.rings) if ring is not None), self.series, self.count)
+        self._size_us = SPANS[finest].size_us
+        self._patience_us = self._size_us + SPANS[finest].grace_us
+        self._ring = RINGS[finest]
+        self._first: Table[Bucket] = self.ring(finest)
 
-        self.settings = settings or WindowSettings()
-        bounds = self.settings
-        self.residue = Table("window_residue", Residue, rank=40, settings=bounds)
-        day = Table("window_1d", Bucket, rank=41, settings=bounds)
-        hour = Table("window_1h", Bucket, rank=42, settings=bounds)
-        five = Table("window_5m", Bucket, rank=43, settings=bounds)
-        self.minutes = Table("window_1m", Bucket, rank=44, settings=bounds)
-        self.series = Table("series", Series, rank=45, settings=bounds)
-        self.count = Table("series_count", SeriesCount, rank=46, settings=bounds)
-        self.rings = (self.minutes, five, hour, day)
-        self.tables = (self.residue, day, hour, five, self.minutes, self.series, self.count)
-        self.handlers = {MetricRecorded: self.recorded, LearningRecorded: self.learned}
-        self.topics = (TOPIC,)
-        self.views = views(self)
+    def ring(self, level: int) -> Table[Bucket]:
+        """Window table of a size, which is not below the finest."""
+        table = self.rings[level]
+        assert table is not None
+        return table
 
     # ---- absorbing
 
-    def recorded(self, e: Event, p: Partition) -> None:
-        """A metric: its `value` and each of its `values`."""
-        data: MetricRecorded = e.data
-        value, values = data.value, data.values
-        run = data.run or ""
-        if not values:
-            if value is not None:
-                self.absorb(p, e.tenant, ((data.metric_type, data.model, run, value),))
-            return
-        metric, model = data.metric_type, data.model
-        figures = [(f"{metric}.{name}", model, run, x) for name, x in values.items()]
-        if value is not None:
-            figures.append((metric, model, run, value))
-        self.absorb(p, e.tenant, figures)
-
-    def learned(self, e: Event, p: Partition) -> None:
-        """A learning event: four series, with the task type in the place of the model."""
-        data: LearningRecorded = e.data
-        task, run = data.task_type, data.run or ""
-        self.absorb(
-            p,
-            e.tenant,
-            (
-                ("learning.performance_score", task, run, data.performance_score),
-                ("learning.learning_rate", task, run, data.learning_rate),
-                ("learning.convergence_metric", task, run, data.convergence_metric),
-                ("learning.episode_count", task, run, data.episode_count),
-            ),
-        )
-
-    def absorb(self, p: Partition, tenant: str, figures: Iterable[tuple[str, str, str, float | str]]) -> None:
+    def absorb(self, p: Partition, tenant: str, figures: Iterable[tuple[Any, ...]]) -> None:
         """Take in the figures of one event.
 
         Args:
             p: reads offset and time of the current record.
             tenant: owner.
-            figures: (metric, model, run, value); no series twice; the value a number, "NaN", "Infinity" or "-Infinity".
+            figures: a series' key followed by the value; no series twice; the value a number, "NaN", "Infinity" or "-Infinity".
         """
         time_us = p.time_us
         watermark_us = p.watermark(tenant)
-        index = time_us // MINUTE_US
+        index = time_us // self._size_us
         late = expired = None
-        if watermark_us is not None and index * MINUTE_US + _MINUTE_GRACE <= watermark_us:
+        if watermark_us is not None and index * self._size_us + self._patience_us <= watermark_us:
             late = judged(time_us, watermark_us, GRACES)
-            p.count_as(late=1)
+            if self.counted:
+                p.count_as(late=1)
             expired = judged(time_us, watermark_us, KEPT)
-            if expired[0]:
-                p.count_as(expired=1)
-            else:
+            if not expired[self.finest]:
                 expired = None
+            elif self.counted:
+                p.count_as(expired=1)
         one, created = self._one, 0
-        for metric, model, run, value in figures:
-            created += one(p, tenant, metric, model, run, value, time_us, index, late, expired, created)
+        for figure in figures:
+            created += one(p, tenant, figure[:-1], figure[-1], time_us, index, late, expired, created)
         if created:
             count = p.open(self.count, tenant, ())
             if count is not None:
@@ -377,9 +360,7 @@ class Windows(Fold):
         self,
         p: Partition,
         tenant: str,
-        metric: str,
-        model: str,
-        run: str,
+        key: Key,
         value: float | str,
         time_us: int,
         index: int,
@@ -390,11 +371,10 @@ class Windows(Fold):
         """Take in one figure; returns how many series with windows that created: 0 or 1.
 
         Args:
-            index: of the minute.
+            index: of the window of the finest size.
             late, expired: 1 for each size for which it is; None where it is for none.
             created: series that the same event created before.
         """
-        key = (metric, model, run)
         series = p.open(self.series, tenant, key)
         if series is None:  # absorbed, and so are its windows; the number of series may still be behind
             known = self.series.load(p.space(self.series, tenant)[key])  # what it was created as never changes
@@ -402,7 +382,7 @@ class Windows(Fold):
         brought = 0
         if series.created < 0:
             series.created = p.offset
-            if self._count(p, tenant) + created < self.settings.max_series:
+            if self._count(p, tenant) + created < self.bounds.max_series:
                 series.windowed = True
                 brought = 1
             else:
@@ -441,21 +421,21 @@ class Windows(Fold):
         if not series.windowed:
             return brought
         if expired is not None:
-            level = expired.index(0) if 0 in expired else SIZES
+            level = expired.index(0, self.finest) if 0 in expired[self.finest :] else SIZES
             origin = min(level, SIZES - 1)
             self._rise(p, tenant, key, level, self._alone(origin, time_us, value, late), origin)
             return brought
-        bucket = p.open(self.minutes, tenant, (metric, model, run, SLOTS[index % _RING]))
+        bucket = p.open(self._first, tenant, (*key, SLOTS[index % self._ring]))
         if bucket is None:
             return brought
         if bucket.index != index:
             if bucket.index > index:  # a newer one has the slot, so this one is not kept
-                self._rise(p, tenant, key, 1, self._alone(0, time_us, value, late), 0)
+                self._rise(p, tenant, key, self.finest + 1, self._alone(self.finest, time_us, value, late), self.finest)
                 return brought
             displaced = bucket.take() if bucket.index != EMPTY else None
             bucket.index = index
             if displaced is not None:
-                self._rise(p, tenant, key, 1, displaced, 0)
+                self._rise(p, tenant, key, self.finest + 1, displaced, self.finest)
         if late is not None:
             bucket.late = added(bucket.late, late)
         if value.__class__ is str:
@@ -463,7 +443,7 @@ class Windows(Fold):
                 bucket.non_finite = NonFinite()
             bucket.non_finite.add(value)
         else:
-            bucket.add((time_us - index * MINUTE_US) / HOUR_US, value)  # type: ignore[arg-type]  # strings are above
+            bucket.add((time_us - index * self._size_us) / HOUR_US, value)  # type: ignore[arg-type]  # strings are above
         return brought
 
     def _count(self, p: Partition, tenant: str) -> int:
@@ -494,7 +474,7 @@ class Windows(Fold):
             size = SPANS[level].size_us
             start_us = content.index * SPANS[origin].size_us
             index = start_us // size
-            slot = p.open(self.rings[level], tenant, (*key, SLOTS[index % RINGS[level]]))
+            slot = p.open(self.ring(level), tenant, (*key, SLOTS[index % RINGS[level]]))
             if slot is None:
                 return
             if slot.index > index:  # a newer one has the slot: the content goes on
@@ -520,8 +500,62 @@ class Windows(Fold):
             moments.merge(series.moments())
         for residue in reader.rows(self.residue, key):
             sketch.merge(residue.sketch)
-        for table, ring in zip(self.rings, RINGS, strict=True):
-            for slot in SLOTS[:ring]:
-                for bucket in reader.rows(table, (*key, slot)):
+        for level in range(self.finest, SIZES):
+            for slot in SLOTS[: RINGS[level]]:
+                for bucket in reader.rows(self.ring(level), (*key, slot)):
                     sketch.merge(bucket.sketch)
         return moments, sketch
+
+
+class Windows(Fold, SeriesWindows):
+    """Series and tag sums, and their windows.
+
+    Args:
+        settings: bounds.
+    """
+
+    def __init__(self, settings: WindowSettings | None = None) -> None:
+        from .window_views import views  # here, because the views read these tables
+
+        self.settings = settings or WindowSettings()
+        SeriesWindows.__init__(self, "window", "series", finest=0, counted=True, bounds=self.settings)
+        self.tags = SeriesWindows("tag", "tag_sums", finest=HOURLY, counted=False, bounds=self.settings)
+        self.tables = (*self.all, *self.tags.all)
+        self.handlers = {MetricRecorded: self.recorded, LearningRecorded: self.learned}
+        self.topics = (TOPIC,)
+        self.views = views(self)
+
+    def recorded(self, e: Event, p: Partition) -> None:
+        """A metric: its `value` and each of its `values`."""
+        data: MetricRecorded = e.data
+        value, values = data.value, data.values
+        metric, model, run = data.metric_type, data.model, data.run or ""
+        if not values:
+            if value is None:
+                return
+            self.absorb(p, e.tenant, ((metric, model, run, value),))
+            if data.tags:
+                self.tags.absorb(p, e.tenant, [(metric, tag, value) for tag in dict.fromkeys(data.tags)])
+            return
+        named = [(f"{metric}.{name}", x) for name, x in values.items()]
+        if value is not None:
+            named.append((metric, value))
+        self.absorb(p, e.tenant, [(name, model, run, x) for name, x in named])
+        if data.tags:
+            tags = dict.fromkeys(data.tags)
+            self.tags.absorb(p, e.tenant, [(name, tag, x) for name, x in named for tag in tags])
+
+    def learned(self, e: Event, p: Partition) -> None:
+        """A learning event: four series, with the task type in the place of the model."""
+        data: LearningRecorded = e.data
+        task, run = data.task_type, data.run or ""
+        self.absorb(
+            p,
+            e.tenant,
+            (
+                ("learning.performance_score", task, run, data.performance_score),
+                ("learning.learning_rate", task, run, data.learning_rate),
+                ("learning.convergence_metric", task, run, data.convergence_metric),
+                ("learning.episode_count", task, run, data.episode_count),
+            ),
+        )

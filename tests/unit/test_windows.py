@@ -228,6 +228,53 @@ def test_a_series_spread_over_eight_partitions_reads_as_one() -> None:
             assert subset(x, y) == []
 
 
+@pytest.mark.parametrize("partitions", [1, 8])
+def test_a_tag_shows_what_a_recount_of_the_values_with_that_tag_shows(partitions: int) -> None:
+    values = wander(12, 600, 6.0)
+    if partitions > 1:  # what comes late for a partition depends on what that partition has seen
+        values = [(START_US + i * HOUR_US // 7, v) for i, (_, v) in enumerate(values)]
+    rng = random.Random(3)
+    log = Log([Windows()], partitions)
+    kept: dict[str, list[tuple[int, float | str, int | None]]] = {"x": [], "y|z": []}
+    whole = Oracle(values)
+    for i, (t, v, before) in enumerate(whole.seen):
+        tags = rng.choice([[], ["x"], ["y|z"], ["x", "y|z"], ["x", "x"]])
+        log.send([metric(i, t, v, model=f"m{i % 3}", run=f"r{i % 5}", tags=tags)])
+        for tag in set(tags):
+            kept[tag].append((t, v, before))
+    for tag, seen in kept.items():
+        whole.seen = seen
+        for window, level, width in (("1h", 2, 1), ("1d", 3, 1), ("6h", 2, 6)):
+            answer, wanted = ask(log, tag=tag, window=window), whole.windows(level, width, width)
+            assert [b["start"] for b in answer["buckets"]] == [rfc3339(start) for start in wanted]
+            for shown, start in zip(answer["buckets"], wanted, strict=True):
+                assert differences(shown, figures(wanted[start], start)) == []
+            if partitions == 1:
+                assert answer["late"] == sum(whole.late(t, before, level) for t, _, before in seen)
+                assert answer["expired"] == sum(whole.expired(t, before, level) for t, _, before in seen)
+        lifetime = {**figures([(t, v, False) for t, v, _ in seen], START_US), "late": 0}
+        overall = {**ask(log, tag=tag)["overall"], "late": 0}
+        lifetime.pop("slope_per_hour")  # of the kept windows only
+        assert differences(overall, lifetime) == []
+
+
+def test_each_of_several_values_is_summed_under_its_name_for_every_tag_once() -> None:
+    log = Log([Windows()])
+    log.send([metric(1, START_US, 1.0, values={"a": 2.0, "b": "NaN"}, tags=["t", "u", "t"]), metric(2, START_US, None, tags=["t"])])
+    found = {(name, tag): ask(log, metric=name, tag=tag)["overall"] for name in ("loss", "loss.a", "loss.b") for tag in "tu"}
+    assert {key: (figure["n"], figure["mean"], figure["non_finite"]["nan"]) for key, figure in found.items()} == {
+        (name, tag): figure for name, figure in (("loss", (1, 1.0, 0)), ("loss.a", (1, 2.0, 0)), ("loss.b", (0, None, 1))) for tag in "tu"
+    }
+    assert ask(log, metric="loss", tag="v")["overall"]["n"] == 0
+
+
+def test_late_values_count_once_in_the_status_however_many_tags_they_have() -> None:
+    log = Log([Windows()])
+    log.send([metric(1, START_US, 1.0), metric(2, START_US - 40 * DAY_US, 1.0, tags=["t", "u"])])
+    counters = log.topics["training"][0].counters()
+    assert (counters.late, counters.expired) == (1, 1)
+
+
 # ---- the rings
 
 
@@ -382,7 +429,9 @@ def test_a_window_belongs_to_a_span_by_its_start_and_a_date_takes_in_its_day() -
         ("window", {"window": "7h", "slide": "1m"}),
         ("slide", {"window": "1h", "slide": "2h"}),
         ("slide", {"slide": "1h"}),
-        ("tag", {"window": "1h", "tag": "x"}),
+        ("tag", {"window": "1h", "tag": "x", "model": "m"}),
+        ("tag", {"window": "1h", "tag": "x", "run": ""}),
+        ("window", {"window": "5m", "tag": "x"}),
         ("since", {"window": "1h", "since": "yesterday"}),
         ("since", {"window": "1h", "since": "2026-03-02T00:00:00"}),
         ("until", {"window": "1h", "until": "2026-13-01"}),
@@ -464,13 +513,15 @@ def eventful(seed: int = 9) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     ahead = [0, 0, MINUTE_US, 362 * MINUTE_US, 578 * 5 * MINUTE_US, 722 * HOUR_US, 402 * DAY_US]
     behind = [0, 0, 0, 20 * MINUTE_US, 7 * HOUR_US, 3 * DAY_US, 45 * DAY_US, 500 * DAY_US]
-    events = [metric(i, t, float(i), run=run) for i, (run, t) in enumerate(chained(START_US - 900 * DAY_US))]
+    events = [metric(i, t, float(i), run=run, tags=[run]) for i, (run, t) in enumerate(chained(START_US - 900 * DAY_US))]
     now = START_US
     for i in range(len(events), 60):
         now += rng.choice(ahead)
         value = rng.choice([1.5, 2.5, -3.0, "NaN"])
         values = {rng.choice("abcdefgh"): 4.0, "z": 1.0} if rng.random() < 0.5 else {}
-        more = {"values": values} if values else {}
+        more: dict[str, Any] = {"values": values} if values else {}
+        if rng.random() < 0.7:
+            more["tags"] = rng.choices(["r", "s", "t", "u"], k=2)
         events.append(metric(i, now - rng.choice(behind), value, run=rng.choice(["r", "s"]), **more))
     return events
 
