@@ -27,6 +27,8 @@ from .board import Board
 from .core import Core, Flush, Refusal, Shard, WrongIdentity
 from .seam import plain_records
 
+CLOSE_S = 2.0
+"""Longest time that closing a Kafka client may take: there is nothing in it that anybody relies on."""
 IDENTITY_S = 5.0
 """Seconds between two looks at whether the source topics are still the same."""
 MAX_BEHIND = 200_000
@@ -210,7 +212,11 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         """Close the clients; the last flush was made when the partitions were given up."""
         for client in (self.follower, self.producer):
             if client is not None:
-                await client.stop()
+                try:
+                    async with asyncio.timeout(CLOSE_S):
+                        await client.stop()
+                except TimeoutError:  # it would go on delivering what a dead broker does not take
+                    self.log.warning("a Kafka client could not be closed in time; what it had not delivered is folded again")
 
     async def crash(self, reason: BaseException) -> None:
         """A bug or a lasting failure: nothing is written any more, the worker exits non-zero."""

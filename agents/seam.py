@@ -30,6 +30,10 @@ from mode.utils.futures import notify
 
 from .spread import SpreadAssignor
 
+CLOSE_S = 5.0
+"""Longest time that closing the consumer may take."""
+COMMIT_S = 5.0
+"""Longest time that one commit may take."""
 R = TypeVar("R")
 Span = tuple[int, int, list[Any]]
 """What a fetch got of one partition: positions before and after it, and the records between."""
@@ -114,6 +118,22 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
             if start is not None and end is not None and (end > start or got.get(tp)):
                 spans[ensure_TP(tp)] = (start, end, got.get(tp, []))
         return spans
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """aiokafka tries for ever, and Faust swallows the cancelling of who waits for it: whatever stops would wait for a dead broker."""
+        try:
+            async with asyncio.timeout(COMMIT_S):
+                return bool(await super()._commit(offsets))
+        except TimeoutError:
+            return False  # committed next time, or folded again
+
+    async def on_thread_stop(self) -> None:
+        """aiokafka's fetcher lets its own cancelling out if it is closed while it waits for a broker: Faust would wait for this thread for ever."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await super().on_thread_stop()
+        except (asyncio.CancelledError, TimeoutError):
+            self.log.warning("the consumer could not be closed in order")
 
     async def committed_offset(self, tp: TP) -> int | None:
         """The group's committed offset of a partition, None where it has none."""
