@@ -120,7 +120,7 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
                 data["kind"] = kind
             source = f"pulsefold/{self.engine.config.app_id}"
             value = event_bytes(type="trust.decayed.v1", id=name, source=source, time_us=time_us, tenant=tenant, data=data)
-            await self.engine.producer.send_and_wait(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
+            await self.engine.send(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
 
 
 def check_settings(settings: Settings) -> Tokens:

@@ -112,7 +112,7 @@ class Clock(Service):  # type: ignore[misc]  # mode is untyped here
         tp = self._source(shard)
         self._told[(shard, tick.tenant)] = tick.until_us
         try:
-            await self.engine.producer.send_and_wait(tp.topic, tick.value, key=tick.key, partition=tp.partition)
+            await self.engine.send(tp.topic, tick.value, key=tick.key, partition=tp.partition)
         except BaseException:
             del self._told[(shard, tick.tenant)]
             raise

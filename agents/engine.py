@@ -66,6 +66,10 @@ class Stalled(RuntimeError):
     """There are records to fold and nothing was folded for too long."""
 
 
+class Unwritable(RuntimeError):
+    """The brokers took nothing for too long."""
+
+
 class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     """Folds what the worker owns, follows what everybody writes, and knows what is durable.
 
@@ -374,33 +378,52 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         return sum(len(flush.rows) for flush in flushes)
 
     async def _write(self, flush: Flush) -> None:
+        """Write a flush, trying again for `retry_s`; the producer itself tries for ever, so the limit is kept here."""
         shard = flush.shard
-        deadline = time.monotonic() + self.config.retry_s
-        while True:
-            try:
-                await self._publish(flush.outputs)
-                await self._append(flush)
-            except KafkaError as exc:
-                self.n["flush_failures"] += 1
-                self.core.failed(flush)
-                self._wake.set()
-                if time.monotonic() > deadline:
-                    await self.crash(exc)
-                    return
-                self.log.warning("%s/%s: rows could not be written, trying again: %r", shard.partition.topic, shard.partition.number, exc)
-                await asyncio.sleep(0.5)
-                again = self.core.take(shard)
-                if again is None:
-                    return
-                flush = again
-            except BaseException:
-                self.core.failed(flush)
-                raise
-            else:
-                self.core.acked(flush)
-                self.n["rows"] += len(flush.rows)
-                self.n["outputs"] += len(flush.outputs)
-                return
+        try:
+            async with asyncio.timeout(self.config.retry_s):
+                while True:
+                    try:
+                        await self._publish(flush.outputs)
+                        await self._append(flush)
+                    except KafkaError as exc:
+                        self.n["flush_failures"] += 1
+                        self.core.failed(flush)
+                        self._wake.set()
+                        self.log.warning("%s/%s: rows could not be written, trying again: %r", shard.partition.topic, shard.partition.number, exc)
+                        await asyncio.sleep(0.5)
+                        again = self.core.take(shard)
+                        if again is None:
+                            return
+                        flush = again
+                    else:
+                        break
+        except TimeoutError:
+            await self.crash(Unwritable(f"{shard.partition.topic}/{shard.partition.number}: rows could not be written for {self.config.retry_s:g} s"))
+        except BaseException:
+            self.core.failed(flush)
+            raise
+        else:
+            self.core.acked(flush)
+            self.n["rows"] += len(flush.rows)
+            self.n["outputs"] += len(flush.outputs)
+
+    async def send(self, topic: str, value: bytes, *, key: bytes, partition: int | None = None) -> Any:
+        """Publish one record under its full topic name, trying again for `retry_s`; its id must be deterministic, it may come twice.
+
+        Raises:
+            Unwritable: no broker took it.
+        """
+        try:
+            async with asyncio.timeout(self.config.retry_s):
+                while True:
+                    try:
+                        return await self.producer.send_and_wait(topic, value, key=key, partition=partition)
+                    except KafkaError as exc:
+                        self.log.warning("%s: a record could not be written, trying again: %r", topic, exc)
+                        await asyncio.sleep(0.5)
+        except TimeoutError:
+            raise Unwritable(f"{topic}: a record could not be written for {self.config.retry_s:g} s") from None
 
     async def _publish(self, outputs: Sequence[Output]) -> None:
         prefix = self.config.prefix

@@ -147,7 +147,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
             data=data,
             derivedfrom=source_id,
         )
-        found = await engine.producer.send_and_wait(engine.alerts_topic, value, key=name.encode())
+        found = await engine.send(engine.alerts_topic, value, key=name.encode())
         engine.board.read(name.encode(), value, (found.partition, found.offset))
         self.n["published"] += 1
 

@@ -1,4 +1,4 @@
-"""A worker with a fault built in: ``python -m tests.kafka.faults FAULT worker --SETTING VALUE …``.
+"""A worker with a fault built in: ``python -m tests.kafka.faults FAULT:PARAMETER,… worker --SETTING VALUE …``.
 
 The product knows nothing of this: the classes are changed here, in the worker's process, before the worker starts.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agents import engine, main, seam
+from agents import app, engine, main, seam
 
 
 def drop(every: int) -> None:
@@ -31,14 +31,14 @@ def drop(every: int) -> None:
     seam.Transport.Consumer = Dropping
 
 
-def freeze() -> None:
-    """On SIGHUP the process stops itself (SIGSTOP) with rows in its hands, just before it would send them."""
+def freeze(topic: str) -> None:
+    """On SIGHUP the process stops itself (SIGSTOP) with rows of the topic in its hands, just before it would send them."""
     asked = []
     signal.signal(signal.SIGHUP, lambda *_: asked.append(True))
     append = engine.Engine._append
 
     async def frozen(self: engine.Engine, flush: Any) -> None:
-        if asked and len(flush.rows) > 10:
+        if asked and flush.shard.partition.topic == topic and len(flush.rows) > 10:
             asked.clear()
             os.kill(os.getpid(), signal.SIGSTOP)
         await append(self, flush)
@@ -46,12 +46,16 @@ def freeze() -> None:
     engine.Engine._append = frozen  # type: ignore[method-assign]  # that is the fault
 
 
+def hasty(retry_s: int) -> None:
+    """A write counts as failed after two seconds instead of thirty, and the worker gives up after so many."""
+    producer, config = engine.AIOKafkaProducer, app.EngineConfig
+    engine.AIOKafkaProducer = lambda **words: producer(**{**words, "request_timeout_ms": 2000})
+    app.EngineConfig = lambda **words: config(**{**words, "retry_s": float(retry_s)})  # type: ignore[misc,assignment]  # that is the fault
+
+
 if __name__ == "__main__":
-    fault, _, parameter = sys.argv[1].partition(":")
-    if fault == "drop":
-        drop(int(parameter))
-    elif fault == "freeze":
-        freeze()
-    else:
-        sys.exit(f"no such fault: {fault}")
+    known = {"drop": lambda every: drop(int(every)), "freeze": freeze, "hasty": lambda retry_s: hasty(int(retry_s))}
+    for one in sys.argv[1].split(","):
+        fault, _, parameter = one.partition(":")
+        known[fault](parameter)
     sys.exit(main.main(sys.argv[2:]))

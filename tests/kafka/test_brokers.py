@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from confluent_kafka.admin import ConfigResource, ResourceType
 from streams.admin import check_topics
 from streams.settings import load as settings_of
 
+from ..workers import WorkerProcess
 from .broker import KafkaCluster, NoBroker
-from .deployment import Deployment, until
-from .truth import PARTITIONS, load, produce, verify
+from .deployment import Deployment, stopped, until
+from .truth import PARTITIONS, forecasts, load, produce, verify
 
 
 def cluster(nodes: int) -> Iterator[KafkaCluster]:
@@ -37,7 +39,7 @@ def three_nodes() -> Iterator[KafkaCluster]:
     yield from cluster(3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_node() -> Iterator[KafkaCluster]:
     yield from cluster(1)
 
@@ -92,17 +94,51 @@ def minimum_in_sync(deployed: Deployment) -> set[str]:
 @pytest.mark.timeout(180)
 def test_workers_wait_for_a_dead_broker_and_go_on_when_it_is_back(one_node: KafkaCluster, tmp_path: Path) -> None:
     deployed = Deployment(one_node.bootstrap, tmp_path, PARTITIONS)
-    made = load(12_000, 17)
+    made, variables = load(12_000, 17), [f"v{n}" for n in range(20)]
     try:
-        workers = [deployed.worker(), deployed.worker()]
+        made.others = 40
+        workers = [deployed.worker("hasty:60", alert_interval_s=2) for _ in range(2)]
         publishing = produce(one_node.bootstrap, deployed.source(""), made, 6)
         time.sleep(2)
-        one_node.kill(0)
-        time.sleep(6)
+        forecasts(one_node.bootstrap, deployed.source("forecasts"), range(40), variables, fragility=0.9)
+        time.sleep(0.5)
+        one_node.kill(0)  # with rows on their way, and alerts that want to be published
+        time.sleep(7)
         for worker in workers:
             assert worker.get("/trust", kind="model", limit=1), "a worker without a broker does not answer"
         one_node.start(0)
         publishing.join()
+        workers[0].until(lambda: drifting(workers[0]) == set(variables), 20)
         verify(workers, made, deployed.settings)
+    finally:
+        deployed.stop()
+
+
+def drifting(worker: WorkerProcess) -> set[str]:
+    """Variables with an open alert."""
+    return {a["subject"] for a in worker.get("/alerts", state="open", rule="drift.variable", limit=1000)["alerts"]}
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_that_cannot_write_gives_up_after_a_while_and_one_that_is_told_to_stop_stops(one_node: KafkaCluster, tmp_path: Path) -> None:
+    deployed = Deployment(one_node.bootstrap, tmp_path, PARTITIONS)
+    made = load(6_000, 18)
+    try:
+        writing, told = deployed.worker("freeze:judgments,hasty:3"), deployed.worker()
+        publishing = produce(one_node.bootstrap, deployed.source(""), made, 3)
+        writing.signal(signal.SIGHUP)
+        until(lambda: stopped(writing), 10, "the freeze with rows to write")
+        one_node.kill(0)
+        writing.signal(signal.SIGCONT)
+        begun = time.monotonic()
+        assert told.stop() in (0, -15)
+        assert writing.process is not None
+        assert writing.process.wait(20) == 1
+        assert time.monotonic() - begun < 20
+        one_node.start(0)
+        for worker in (writing, told):
+            worker.start()
+        publishing.join()
+        verify([writing, told], made, deployed.settings)
     finally:
         deployed.stop()

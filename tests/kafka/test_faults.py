@@ -13,7 +13,7 @@ from streams.topics import MIN_LAG_MS
 
 from ..workers import WorkerProcess
 from .deployment import Deployment, stopped, until
-from .truth import PARTITIONS, body, load, produce, settle, verify
+from .truth import PARTITIONS, body, forecasts, load, produce, settle, verify
 
 Deploy = Callable[..., Deployment]
 
@@ -101,12 +101,12 @@ def test_a_merged_alert_opens_once_and_resolves_once_though_a_worker_is_killed_w
     def open_alerts() -> set[str]:
         return {a["subject"] for a in survivor.get("/alerts", state="open", rule="drift.variable", limit=1000)["alerts"]}
 
-    forecasts(deployed, range(40), variables, fragility=0.9)
+    forecasts(deployed.bootstrap, deployed.source("forecasts"), range(40), variables, fragility=0.9)
     killed.until(lambda: killed.get("/status")["alerts"]["messages"] > 0, 20)
     killed.kill()
     survivor.until(lambda: open_alerts() == set(variables), 20)
     killed.start()
-    forecasts(deployed, range(40, 300), variables, fragility=0.0)
+    forecasts(deployed.bootstrap, deployed.source("forecasts"), range(40, 300), variables, fragility=0.0)
     survivor.until(lambda: not open_alerts(), 20)
     messages = [message for _, message in deployed.on(alerts)]
     distinct = {message["id"]: (message["type"], message["data"]["subject"]) for message in messages}
@@ -123,22 +123,12 @@ def test_a_merged_alert_opens_once_and_resolves_once_though_a_worker_is_killed_w
     assert deployed.ends(alerts) == end
 
 
-def forecasts(deployed: Deployment, ids: range, variables: list[str], fragility: float) -> None:
-    """Forecasts of ten models, each with all variables; fragile ones are not certified."""
-    producer = Producer({"bootstrap.servers": deployed.bootstrap, "partitioner": "murmur2_random"})
-    for n in ids:
-        data = {"forecast_id": f"f{n}", "model": f"m{n % 10}", "confidence": 0.5, "fragility": fragility, "certified": fragility < 0.5}
-        data["inputs"] = dict.fromkeys(variables, 1.0)
-        producer.produce(deployed.source("forecasts"), body(f"f{n}", "forecast.issued.v1", "2026-03-02T00:00:00Z", data), f"default|m{n % 10}".encode())
-    assert producer.flush(30) == 0
-
-
 @pytest.mark.timeout(180)
 def test_rows_that_a_zombie_writes_among_a_busy_cleaner_are_repaired_before_they_win(deploy: Deploy) -> None:
     deployed = deploy(PARTITIONS, changelog_lag_ms=MIN_LAG_MS)
     changelog = deployed.changelog("judgments")
     deployed.alter(changelog, segment_bytes=str(1 << 20), segment_ms="200", min_cleanable_dirty_ratio="0.01", delete_retention_ms="100")
-    zombie, other = deployed.worker("freeze"), deployed.worker()
+    zombie, other = deployed.worker("freeze:judgments"), deployed.worker()
     made = load(30_000, 15)
     publishing = produce(deployed.bootstrap, deployed.source(""), made, 12)
     time.sleep(3)

@@ -24,7 +24,11 @@ PARTITIONS = 8
 
 @dataclass
 class Load:
-    """Events to publish, and what must come of them."""
+    """Events to publish, and what must come of them.
+
+    Attributes:
+        others: further events that somebody else publishes, which these figures do not show.
+    """
 
     records: list[tuple[str, bytes, bytes]] = field(default_factory=list)
     trust: dict[str, list[float]] = field(default_factory=dict)
@@ -32,6 +36,7 @@ class Load:
     duplicates: int = 0
     dead: int = 0
     micro_usd: int = 0
+    others: int = 0
 
     def observe(self, name: str, success: bool, weight: float) -> None:
         """One observation counts."""
@@ -113,6 +118,16 @@ def produce(bootstrap: str, prefix: str, made: Load, seconds: float) -> threadin
     return thread
 
 
+def forecasts(bootstrap: str, topic: str, ids: range, variables: list[str], fragility: float) -> None:
+    """Forecasts of ten models, each with all variables; fragile ones are not certified."""
+    producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
+    for n in ids:
+        data = {"forecast_id": f"f{n}", "model": f"m{n % 10}", "confidence": 0.5, "fragility": fragility, "certified": fragility < 0.5}
+        data["inputs"] = dict.fromkeys(variables, 1.0)
+        producer.produce(topic, body(f"f{n}", "forecast.issued.v1", "2026-03-02T00:00:00Z", data), f"default|m{n % 10}".encode())
+    assert producer.flush(30) == 0
+
+
 def settle(worker: WorkerProcess, made: Load) -> None:
     """Wait until a worker has absorbed everything."""
     worker.until(lambda: worker.absorbed() and worker.get("/status")["counts"]["folded"] >= folded(made), 120)
@@ -120,7 +135,7 @@ def settle(worker: WorkerProcess, made: Load) -> None:
 
 def folded(made: Load) -> int:
     """Records that must be folded, each once."""
-    return len(made.records) + made.derived - made.duplicates - made.dead
+    return len(made.records) + made.others + made.derived - made.duplicates - made.dead
 
 
 def verify(workers: list[WorkerProcess], made: Load, settings: dict[str, Any]) -> None:
