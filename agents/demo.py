@@ -1,7 +1,8 @@
 """``pulsefold demo``: broker, worker and real training runs on one machine, with a summary that has to add up.
 
-Every figure of the summary is asked from the running worker and compared with one computed here from the events themselves;
-`--exit-when-done` returns 0 only if all of them hold.
+Every figure of the summary is asked from the running worker and compared with one computed from the events themselves
+(`agents.demo_truth`); `--exit-when-done` returns 0 only if all of them hold. Ctrl-C ends it at any time, with the summary of
+what there is by then.
 """
 
 from __future__ import annotations
@@ -18,369 +19,407 @@ import tempfile
 import threading
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from streams import events
 from streams.broker import EmbeddedBroker
-from streams.errors import PulsefoldError
+from streams.errors import ConfigError
 from streams.publisher import SyncPublisher
-from streams.topics import SOURCE_TOPICS
 
-from .trainer import PLANS
+from .demo_truth import Asker, Check, DemoFailed, Log, Truth, verify
+from .trainer import EPOCHS, PLANS
 
-TENANT = "default"
 PARTITIONS = 4
+PORT = 6066
+PACE_S = 0.1
+"""Pause after each training step for people who watch; 640 steps a run make a bit over a minute."""
+PROBE_TENANT = "probe"
+FILE = Path("demo-events.jsonl")
+TONES = {"shutdown": "bold magenta", "critical": "bold red", "warning": "yellow", "info": "cyan", "notice": "cyan", "resolved": "green"}
 
 
-class DemoFailed(PulsefoldError):
-    """A part of the demo did not come up."""
+def port_of(text: str | None) -> int | None:
+    """The port asked for, None if none was.
+
+    Raises:
+        ConfigError: it is no port, or somebody else's.
+    """
+    if text is None:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise ConfigError("web_port", f"expected a port from 1 to 65535, got {text!r}")
+    if not is_free(int(text)):
+        raise ConfigError("web_port", f"127.0.0.1:{text} is in use; choose another with --web-port")
+    return int(text)
 
 
-@dataclass
-class Check:
-    """A figure of the service beside the one computed from the events."""
-
-    name: str
-    shown: object
-    expected: object
-    holds: bool
-
-
-@dataclass
-class Truth:
-    """What the published events say, computed without any of the service's code."""
-
-    n: int = 0
-    derived: int = 0
-    trust: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    spent: Decimal = Decimal(0)
-    by_model: dict[str, Decimal] = field(default_factory=dict)
-    confidence: dict[str, list[tuple[float, float, bool]]] = field(default_factory=dict)
-    goals: dict[str, tuple[float, str]] = field(default_factory=dict)
-    met: dict[str, bool] = field(default_factory=dict)
-
-    def read(self, event: dict[str, Any]) -> None:
-        """Take one event."""
-        self.n += 1
-        data, kind = event["data"], event["type"]
-        if "derivedfrom" in event:
-            self.derived += 1
-        if kind == "trust.observed.v1":
-            self._observe(data)
-        elif kind == "trust.batch_observed.v1":
-            for one in data["observations"]:
-                self._observe(one)
-        elif kind == "cost.incurred.v1":
-            amount = Decimal(str(data["cost"]))
-            self.spent += amount
-            self.by_model[data["model"]] = self.by_model.get(data["model"], Decimal(0)) + amount
-        elif kind == "forecast.issued.v1":
-            for name in data.get("inputs", {}):
-                self.confidence.setdefault(name, []).append((data.get("confidence", 0.0), data.get("fragility", 0.0), data.get("certified", False)))
-        elif kind == "goal.created.v1":
-            self.goals[data["goal_id"]] = (data["target"], data.get("direction", "at_least"))
-        elif kind == "goal.progressed.v1":
-            target, direction = self.goals[data["goal_id"]]
-            met = data["current"] >= target if direction == "at_least" else data["current"] <= target
-            self.met[data["goal_id"]] = self.met.get(data["goal_id"], False) or met
-
-    def _observe(self, one: dict[str, Any]) -> None:
-        pair = self.trust.setdefault((one["kind"], one["id"]), [1.0, 1.0])
-        pair[0 if one["success"] else 1] += one.get("weight", 1.0)
-
-    def drifted(self) -> list[str]:
-        """Variables whose lifetime averages are over the default limits (variables.md §3.2), 20 forecasts or more."""
-        found = []
-        for name, seen in self.confidence.items():
-            n = len(seen)
-            if n >= 20 and (round(sum(f for _, f, _ in seen) / n, 4) > 0.25 or round(sum(c for *_, c in seen) / n, 4) < 0.75):
-                found.append(name)
-        return sorted(found)
-
-
-class Asker:
-    """Asks the worker's views."""
-
-    def __init__(self, port: int) -> None:
-        self.base = f"http://127.0.0.1:{port}"
-
-    def get(self, path: str) -> dict[str, Any]:
-        """JSON body of a view under /api/v1."""
-        with urllib.request.urlopen(f"{self.base}/api/v1{path}", timeout=10) as response:
-            return dict(json.load(response))
-
-    def ready(self) -> bool:
-        """Whether the worker has restored its tables."""
-        try:
-            with urllib.request.urlopen(f"{self.base}/readyz", timeout=2) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-
-def free_port(wanted: int | None) -> int:
-    """The wanted port, or any free one."""
+def is_free(port: int) -> bool:
+    """Whether a port of loopback can be served."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted or 0))
-        except OSError as exc:
-            raise DemoFailed(f"web_port: 127.0.0.1:{wanted} cannot be served ({exc.strerror}); choose another with --web-port") from None
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def any_port() -> int:
+    """A free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
 def child(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the demo; it is ended when the demo ends."""
+    """A process of the demo, in a group of its own, so that Ctrl-C reaches the demo alone; it is ended when the demo ends."""
     with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=os.environ.copy())
+        process = subprocess.Popen(
+            [sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=os.environ.copy(), process_group=0
+        )
         try:
             yield process
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
                 try:
-                    process.wait(20)
+                    process.wait(8)
                 except subprocess.TimeoutExpired:
                     process.kill()
+                    process.wait()
 
 
-def probe(bootstrap: str, prefix: str, asker: Asker, stop: threading.Event, took: list[float]) -> None:
-    """Time from publishing an event to seeing it in a view, again and again."""
-    with SyncPublisher(bootstrap, prefix=prefix, tenant=TENANT, source="demo/probe", linger_ms=1) as publisher:
-        n = 0
-        while not stop.wait(0.05):
-            n += 1
-            begun = time.perf_counter()
-            publisher.publish(events.TrustObserved(kind="probe", id="event_to_view", success=True))
-            while time.perf_counter() - begun < 5:
-                with contextlib.suppress(urllib.error.HTTPError):
-                    if asker.get("/trust/probe/event_to_view")["observations"] >= n:
-                        took.append((time.perf_counter() - begun) * 1000)
-                        break
-                time.sleep(0.001)
+@dataclass
+class Probe:
+    """Times events on their way to the views, again and again, under a tenant of its own.
+
+    Attributes:
+        took: (milliseconds, whether trainers were at work).
+    """
+
+    bootstrap: str
+    prefix: str
+    asker: Asker
+    pause_s: float
+    stop: threading.Event = field(default_factory=threading.Event)
+    training: threading.Event = field(default_factory=threading.Event)
+    took: list[tuple[float, bool]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Until `stop`."""
+        with SyncPublisher(self.bootstrap, prefix=self.prefix, tenant=PROBE_TENANT, source="demo/probe", linger_ms=1) as publisher:
+            n = 0
+            while not self.stop.wait(self.pause_s):
+                n += 1
+                begun, busy = time.perf_counter(), self.training.is_set()
+                publisher.publish(events.TrustObserved(kind="probe", id="event_to_view", success=True))
+                while time.perf_counter() - begun < 5 and not self.stop.is_set():
+                    with contextlib.suppress(OSError, ValueError):  # 404 before the first one is an OSError too
+                        if self.asker.get("/trust/probe/event_to_view", PROBE_TENANT)["observations"] >= n:
+                            self.took.append(((time.perf_counter() - begun) * 1000, busy))
+                            break
+                    time.sleep(0.001)
 
 
-def collect(bootstrap: str, prefix: str, path: Path) -> Truth:
-    """Read every source topic from its start; write what producers published as JSON lines; compute the truth."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "demo-collector", "enable.auto.commit": False, "auto.offset.reset": "earliest"})
-    truth = Truth()
-    lines: list[tuple[str, bytes]] = []
-    try:
-        for topic in SOURCE_TOPICS:
-            metadata = consumer.list_topics(prefix + topic, timeout=10).topics[prefix + topic]
-            for number in metadata.partitions:
-                low, high = consumer.get_watermark_offsets(TopicPartition(prefix + topic, number), timeout=10)
-                if low:
-                    raise DemoFailed(f"{prefix}{topic}/{number}: the embedded broker has dropped the head of this partition; nothing can be checked against it")
-                consumer.assign([TopicPartition(prefix + topic, number, low)])
-                at = low
-                while at < high:
-                    message = consumer.poll(5)
-                    if message is None or message.error():
-                        raise DemoFailed(f"{prefix}{topic}/{number}: could not be read back")
-                    at = message.offset() + 1
-                    event = json.loads(message.value())
-                    truth.read(event)
-                    if "derivedfrom" not in event:
-                        lines.append((event.get("time", ""), message.value()))
-    finally:
-        consumer.close()
-    lines.sort(key=lambda line: line[0])
-    aside = path.with_suffix(".tmp")
-    aside.write_bytes(b"".join(raw + b"\n" for _, raw in lines))
-    aside.replace(path)
-    return truth
+class Demo:
+    """One run.
 
+    Args:
+        leave: end when the trainers have ended, and make haste.
+        port: that the page is served on.
+        logs: folder for what the processes print.
+    """
 
-def verify(asker: Asker, truth: Truth) -> list[Check]:
-    """Compare the worker's answers with the truth."""
-    checks = []
+    def __init__(self, console: Console, *, leave: bool, port: int, prefix: str, logs: Path) -> None:
+        self.console, self.leave, self.port, self.prefix, self.logs = console, leave, port, prefix, logs
+        self.asker = Asker(port)
+        self.told: set[str] = set()
+        self.whole = False
+        self.probe: Probe | None = None
 
-    def check(name: str, shown: object, expected: object, holds: bool | None = None) -> None:
-        checks.append(Check(name, shown, expected, shown == expected if holds is None else holds))
+    @property
+    def url(self) -> str:
+        """Of the page."""
+        return f"http://127.0.0.1:{self.port}/"
 
-    counts = asker.get("/status")["counts"]
-    check("events in = on the log", counts["in"], truth.n)
-    check("in = folded + duplicate + dead letters", counts["in"], counts["folded"] + counts["duplicate"] + counts["dead_lettered"])
-    check("dead letters", counts["dead_lettered"], 0)
-    wrong = 0
-    for (kind, name), (alpha, beta) in truth.trust.items():
-        one = asker.get(f"/trust/{kind}/{name}")
-        wrong += one["alpha"] != alpha or one["beta"] != beta
-    check(f"trust of {len(truth.trust)} keys, differing", wrong, 0)
-    check("total cost, micro-USD", asker.get("/costs")["total_micro_usd"], int(truth.spent * 1_000_000))
-    drifted = truth.drifted()
-    check("drifted variables", sorted(asker.get("/variables/drift?min_count=20")["flagged"]), drifted)
-    goals = asker.get("/learning/goals?limit=1000")["goals"] if truth.goals else []
-    check("goals completed", sorted(g["goal_id"] for g in goals if g["completed"]), sorted(n for n, met in truth.met.items() if met))
-    alerts = asker.get("/alerts?state=all&limit=1000")["alerts"]
-    check("drift alerts", sorted(a["subject"] for a in alerts if a["rule"] == "drift.variable" and a["open"]), drifted)
-    over = [f"model:{name}" for name, plan in PLANS.items() if plan.budget_usd and truth.by_model.get(name, Decimal(0)) >= Decimal(str(plan.budget_usd[1]))]
-    told = sorted(a["subject"] for a in alerts if a["rule"] == "cost.daily" and a["severity"] == "shutdown" and a["subject"].startswith("model:"))
-    check("over budget", told, sorted(over))
-    check("one trainer is over its budget", len(over) >= 1, True)
-    check(
-        "one trainer drifts", any(name.startswith("drifting_") for name in drifted) and not all(name.startswith("drifting_") for name in truth.confidence), True
-    )
-    return checks
+    def run(self) -> int:
+        """0 if every figure holds."""
+        with contextlib.ExitStack() as stack:
+            broker = stack.enter_context(EmbeddedBroker(partitions=PARTITIONS, prefix=self.prefix))
+            self.introduce(broker.bootstrap)
+            begun = time.monotonic()
+            words = ["--bootstrap", broker.bootstrap, "--topic-prefix", self.prefix, "--partitions", str(PARTITIONS), "--web-port", str(self.port)]
+            worker = stack.enter_context(
+                child(["-m", "agents.main", "worker", *words, "--alert-interval-s", "1", "--log-level", "warning"], self.logs / "worker.log")
+            )
+            log = Log(broker.bootstrap, self.prefix)
+            stack.callback(log.close)
+            ready = False
+            try:
+                while not (ready := self.asker.ready()):
+                    self.alive(worker)
+                    if time.monotonic() - begun > 60:
+                        raise DemoFailed(f"the worker is not ready after a minute; see {self.logs / 'worker.log'}")
+                    time.sleep(0.1)
+                self.console.print(f"[green]ready[/] after {time.monotonic() - begun:.1f} s. Alerts as they come:\n")
+                self.train(broker.bootstrap, worker)
+                self.whole = True
+            except KeyboardInterrupt:
+                if not ready:
+                    self.console.print("\nstopped before the worker was ready: nothing has happened yet")
+                    return 130
+                self.console.print("\nstopping: what there is by now is added up …")
+            with contextlib.suppress(KeyboardInterrupt):
+                return self.conclude(worker, log, time.monotonic() - begun)
+            return 130
 
+    def introduce(self, bootstrap: str) -> None:
+        """The first lines: where to look, and what at."""
+        say = self.console.print
+        say("[bold]pulsefold demo[/]: an embedded broker, a worker and three real training runs\n")
+        say(f"  [bold]dashboard[/]  [link={self.url}]{self.url}[/]  (open it now)")
+        say(f"  broker     {bootstrap}, in memory: nothing is kept after the demo")
+        say(f"  logs       {self.logs}\n", soft_wrap=True)
+        say("What to look at on the page, for about " + ("20 seconds" if self.leave else "a minute and a half") + ":")
+        say("  [bold]digits-a[/]         learns to read digits: its goals are reached, its trust grows")
+        say("  [bold]cancer-b[/]         has a budget of $0.005 a day and will pass it: Alerts, Costs")
+        say("  [bold]digits-drifting[/]  has its inputs fade at 40 % of the way: Variables, Trust, Goals;")
+        say("                   a judge that sees only its training loss will be wrong: Trust\n")
 
-def summary(console: Console, asker: Asker, truth: Truth, checks: list[Check], took: list[float], busy: int, seconds: float) -> None:
-    """What happened, as tables."""
-    counts = asker.get("/status")["counts"]
-    console.print(
-        f"\n{counts['in']} events in = {counts['folded']} folded + {counts['duplicate']} duplicates + {counts['dead_lettered']} dead letters ({seconds:.1f} s)"
-    )
-    for title, order in (("lowest trust", "asc"), ("highest trust", "desc")):
-        table = Table(title=title, title_justify="left")
-        for name in ("kind", "id", "trust", "95 % interval", "n"):
-            table.add_column(name)
-        for one in asker.get(f"/trust?sort=trust&order={order}&limit=4")["entries"]:
-            low, high = one["beta_interval"]
-            table.add_row(one["kind"], one["id"], f"{one['trust']:.3f}", f"{low:.3f} … {high:.3f}", str(one["sample_size"]))
-        console.print(table)
-    goals = Table(title="goals", title_justify="left")
-    for name in ("goal", "wanted", "now", "progress", "completed"):
-        goals.add_column(name)
-    for goal in asker.get("/learning/goals")["goals"]:
-        sign = "at most" if goal["direction"] == "at_most" else "at least"
-        goals.add_row(
-            goal["goal_id"], f"{sign} {goal['target']}", f"{goal['current']:.4f}", f"{goal['percentage']:.1f} %", "yes" if goal["completed"] else "no"
-        )
-    console.print(goals)
-    console.print(f"drifted variables: {', '.join(truth.drifted()) or 'none'}")
-    status = asker.get("/costs/status")
-    console.print(f"cost: ${status['total_usd']:.4f}, status of the tenant {status['status']}")
-    alerts = Table(title="alerts", title_justify="left")
-    for name in ("rule", "subject", "level", "message"):
-        alerts.add_column(name)
-    for alert in asker.get("/alerts?state=all&limit=20")["alerts"]:
-        alerts.add_row(
-            alert["rule"], alert["subject"], alert["severity"] if alert["open"] else "notice" if alert.get("notice") else "resolved", alert["message"]
-        )
-    console.print(alerts)
-    for phase, times in (("while the trainers had the processor", took[:busy]), ("afterwards", took[busy:])):
-        if times:
-            times.sort()
-            p95 = times[int(len(times) * 0.95) - 1]
-            console.print(f"event to view {phase}: p50 {statistics.median(times):.1f} ms, p95 {p95:.1f} ms ({len(times)} probes)")
-    proof = Table(title="checked against the events themselves", title_justify="left")
-    for name in ("figure", "service", "from the events", ""):
-        proof.add_column(name)
-    for one in checks:
-        proof.add_row(one.name, str(one.shown), str(one.expected), "holds" if one.holds else "[red]DIFFERS")
-    console.print(proof)
+    def alive(self, worker: subprocess.Popen[bytes]) -> None:
+        """Raises:
+        DemoFailed: the worker has ended.
+        """
+        if worker.poll() is not None:
+            raise DemoFailed(f"the worker has ended with code {worker.returncode}; see {self.logs / 'worker.log'}")
 
+    def train(self, bootstrap: str, worker: subprocess.Popen[bytes]) -> None:
+        """Run the trainers to their end, telling alerts meanwhile."""
+        self.probe = probe = Probe(bootstrap, self.prefix, self.asker, 0.05 if self.leave else 0.5)
+        probing = threading.Thread(target=probe.run, daemon=True)
+        shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} epochs"), TimeElapsedColumn())
+        with contextlib.ExitStack() as stack, Progress(*shown, console=self.console, transient=True) as progress:
+            stack.callback(probing.join, 10)
+            stack.callback(probe.stop.set)
+            probing.start()
+            bar = progress.add_task("training", total=EPOCHS * len(PLANS))
+            probe.training.set()
+            pace = "0" if self.leave else str(PACE_S)
+            left = {
+                name: stack.enter_context(
+                    child(["-m", "agents.trainer", name, "--bootstrap", bootstrap, "--prefix", self.prefix, "--pace-s", pace], self.logs / f"{name}.log")
+                )
+                for name in PLANS
+            }
+            while left:
+                time.sleep(0.3)
+                self.alive(worker)
+                self.tell(progress.console)
+                progress.update(bar, completed=self.asker.get("/learning/metrics")["total_learning_events"])
+                for name, process in list(left.items()):
+                    if process.poll() is not None:
+                        del left[name]
+                        if process.returncode:
+                            raise DemoFailed(f"the trainer {name} ended with code {process.returncode}; see {self.logs / (name + '.log')}")
+            probe.training.clear()
+            progress.update(bar, description="last events", completed=EPOCHS * len(PLANS))
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                time.sleep(0.3)
+                self.tell(progress.console)
 
-def settle(asker: Asker, truth_n: int, timeout_s: float = 60) -> None:
-    """Wait until the worker has absorbed everything and merged rules were judged."""
-    deadline = time.monotonic() + timeout_s
-    quiet_since = None
-    while time.monotonic() < deadline:
-        now = asker.get("/status")
-        if now["lag"] == 0 and now["counts"]["in"] >= truth_n:
-            quiet_since = quiet_since or time.monotonic()
-            if time.monotonic() - quiet_since > 2.5:
+    def tell(self, console: Console) -> None:
+        """Print what is new among the alerts, one line each."""
+        found = self.asker.get("/alerts?state=all&limit=1000")["alerts"]
+        for alert in reversed(found):
+            if alert["id"] not in self.told:
+                self.told.add(alert["id"])
+                word = word_of(alert)
+                line = Text.assemble((alert["time"][11:19], "dim"), "  ", (f"{word:9}", TONES[word]), " ", alert["message"])
+                console.print(line)
+
+    def conclude(self, worker: subprocess.Popen[bytes], log: Log, seconds: float) -> int:
+        """Let the worker finish, compare, print; then serve on, if so wished."""
+        self.settle(worker, log)
+        truth = log.truth()
+        checks = [one for one in verify(self.asker, truth) if self.whole or not one.story]
+        self.tell(self.console)
+        self.summary(truth, checks, seconds)
+        holds = all(one.holds for one in checks)
+        self.keep(truth)
+        if not self.whole:
+            return 130 if self.leave else int(not holds)  # broken off: only who asked for the end to be waited for has missed something
+        if not self.leave:
+            query = f"pulsefold query /trust/model/digits-drifting --url {self.url.rstrip('/')}"
+            self.console.print(f"\nstill serving [bold]{self.url}[/] until Ctrl-C. Or ask from another shell:\n  {query}", soft_wrap=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                while worker.poll() is None:
+                    time.sleep(0.3)
+        return int(not holds)
+
+    def settle(self, worker: subprocess.Popen[bytes], log: Log, timeout_s: float = 60) -> None:
+        """Wait until the worker has absorbed all of the log and nothing has come for as long as the merged rules take."""
+        deadline, quiet_s = time.monotonic() + timeout_s, 2.2 if self.whole else 1.5
+        last, since = -1, time.monotonic()
+        while time.monotonic() < deadline:
+            self.alive(worker)
+            end, absorbed = sum(log.ends().values()), self.asker.get("/status")["counts"]["in"]
+            if end != last or absorbed != end:
+                last, since = end, time.monotonic()
+            elif time.monotonic() - since > quiet_s:
                 return
-        else:
-            quiet_since = None
-        time.sleep(0.2)
-    raise DemoFailed(f"the worker did not absorb all events within {timeout_s:.0f} s")
+            time.sleep(0.2)
+        raise DemoFailed(f"the worker has not absorbed all events within {timeout_s:.0f} s")
+
+    def keep(self, truth: Truth) -> None:
+        """Write what producers published as JSON lines."""
+        aside = FILE.with_suffix(".tmp")
+        try:
+            aside.write_bytes(b"".join(raw + b"\n" for _, raw in truth.lines))
+            aside.replace(FILE)
+        except OSError as bad:
+            self.console.print(f"the events were not kept: {FILE} cannot be written here ({bad.strerror})")
+            return
+        self.console.print(
+            f"\n{len(truth.lines):,} events are kept in {FILE}; publish them anywhere: pulsefold publish {FILE} --bootstrap HOST:PORT", soft_wrap=True
+        )
+
+    # ---- the summary
+
+    def summary(self, truth: Truth, checks: Sequence[Check], seconds: float) -> None:
+        """What happened, as tables."""
+        say, get = self.console.print, self.asker.get
+        say()
+        self.console.rule("what happened", align="left")
+        say(f"{truth.n:,} records in {seconds:.0f} s: {truth.n - truth.derived:,} published, {truth.derived:,} derived from them by the worker.\n")
+        trust = [trust_row(one) for one in self.some_trust()]
+        self.show("trust: share of successes expected next", ("kind", "id", ">trust", ">95 % interval", ">seen"), trust)
+        goals = [(g["goal_id"], target(g), number(g["current"]), standing(g)) for g in get("/learning/goals")["goals"]]
+        self.show("goals", ("goal", ">target", ">now", "standing"), goals)
+        drifting = get("/variables/drift?min_count=20")["variables"]
+        drifted = [(v["name"], f"{v['avg_fragility']:.3f}", f"{v['certified_ratio']:.3f}", f"{v['count']:,}") for v in drifting]
+        title = "drifting variables: fragility above 0.25 or certified below 0.75"
+        self.show(title if drifted else "no variable drifts", ("variable", ">fragility", ">certified", ">forecasts"), drifted)
+        costs = [(name, f"${spent:.4f}", self.budget(name)) for name, spent in get("/costs?by=model").get("models", {}).items()]
+        self.show("costs: CPU seconds at $0.25", ("model", ">spent", "budget"), costs)
+        kinds = Counter((alert["rule"], word_of(alert)) for alert in get("/alerts?state=all&limit=1000")["alerts"])
+        self.show("alerts", ("rule", "now", ">how many"), [(rule, Text(word, TONES[word]), str(n)) for (rule, word), n in sorted(kinds.items())])
+        for words, busy in (("while the trainers had the processor", True), ("afterwards", False)):
+            times = sorted(took for took, mine in (self.probe.took if self.probe else ()) if mine is busy)
+            if times:
+                p95 = times[max(0, int(len(times) * 0.95) - 1)]
+                say(f"event to view, {words}: p50 {statistics.median(times):.1f} ms, p95 {p95:.1f} ms ({len(times)} probes)")
+        say()
+        self.console.rule("checked: the worker's figures against ones computed from the events alone", align="left")
+        wrong = sum(not one.holds for one in checks)
+        rows = [(one.name, short(one.shown), short(one.expected), Text("holds", "green") if one.holds else Text("DIFFERS", "bold red")) for one in checks]
+        say(table(("figure", "worker", "events", ""), rows), "")
+        say(f"[bold red]{wrong} of {len(checks)} figures differ.[/]" if wrong else f"[bold green]All {len(checks)} figures hold.[/]")
+
+    def show(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+        """Print a table under its title."""
+        self.console.print(f"[bold]{title}[/]")
+        self.console.print(table(heads, rows))
+        self.console.print()
+
+    def some_trust(self) -> list[dict[str, Any]]:
+        """Every model, agent and judge, and the least and most trusted variable."""
+        found = [one for kind in ("model", "agent", "judge") for one in self.asker.get(f"/trust?kind={kind}&sort=trust&order=asc&limit=10")["entries"]]
+        ends = [self.asker.get(f"/trust?kind=variable&sort=trust&order={order}&limit=1")["entries"] for order in ("asc", "desc")]
+        return found + [one for end in ends for one in end]
+
+    def budget(self, model: str) -> str:
+        """Where a model stands with its own budget."""
+        try:
+            budgets = self.asker.get(f"/costs/status?scope=model:{model}")["budgets"]
+        except urllib.error.HTTPError:
+            budgets = []
+        return (
+            ", ".join(f"{b['level']}: ${b['sum_usd']:.4f} of ${b['limits'][-1]['at_usd']:g} {b['rule'].removeprefix('cost.')}" for b in budgets)
+            or "none of its own"
+        )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """A table; a head that begins with > is of a column of numbers."""
+    made = Table(box=None, pad_edge=False, header_style="dim")
+    for head in heads:
+        made.add_column(head.lstrip(">"), justify="right" if head.startswith(">") else "left")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def trust_row(one: dict[str, Any]) -> tuple[str, ...]:
+    """Cells of a key."""
+    low, high = one["beta_interval"]
+    return one["kind"], one["id"], f"{one['trust']:.3f}", f"{low:.3f} … {high:.3f}", f"{one['sample_size']:,}"
+
+
+def word_of(alert: dict[str, Any]) -> str:
+    """What an alert is now."""
+    return str(alert["severity"]) if alert["open"] else "notice" if alert.get("notice") else "resolved"
+
+
+def target(goal: dict[str, Any]) -> str:
+    """What a goal wants."""
+    return f"{'≤' if goal['direction'] == 'at_most' else '≥'} {goal['target']}"
+
+
+def standing(goal: dict[str, Any]) -> Text:
+    """How a goal stands, in words."""
+    if goal["regressed"]:
+        return Text("reached, then lost", "yellow")
+    return Text(f"reached {goal['completed_at'][11:19]}", "green") if goal["completed"] else Text(f"{goal['percentage'] or 0:.0f} % of the way")
+
+
+def number(value: float | None) -> str:
+    """A value, or a dash before the first."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def short(value: object) -> str:
+    """A figure of the proof as text; of a list how many and the first."""
+    if isinstance(value, list):
+        return "none" if not value else str(value[0]) if len(value) == 1 else f"{len(value)}: {value[0]}, …"
+    return "yes" if value is True else "no" if value is False else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def demo(flags: dict[str, Any]) -> int:
-    """Run it; 0 if every figure holds (or after Ctrl-C without --exit-when-done)."""
-    leave = flags.pop("exit_when_done", None) is not None
-    port = free_port(int(flags.pop("web_port", 0) or 0) or (None if leave else 6066))
-    prefix = flags.get("topic_prefix", "pulsefold.")
-    console = Console(stderr=False)
-    logs = Path(flags.pop("log_dir", None) or tempfile.gettempdir()) / f"pulsefold-demo-{os.getpid()}"
-    logs.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        broker = stack.enter_context(EmbeddedBroker(partitions=PARTITIONS, prefix=prefix))
-        console.print(f"embedded broker at {broker.bootstrap} (it keeps nothing after the demo)")
-        words = [
-            "-m",
-            "agents.main",
-            "worker",
-            "--bootstrap",
-            broker.bootstrap,
-            "--topic-prefix",
-            prefix,
-            "--partitions",
-            str(PARTITIONS),
-            "--web-port",
-            str(port),
-            "--alert-interval-s",
-            "1",
-            "--log-level",
-            "warning",
-        ]
-        worker = stack.enter_context(child(words, logs / "worker.log"))
-        asker = Asker(port)
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
-            waiting = progress.add_task("starting the worker")
-            while not asker.ready():
-                if worker.poll() is not None or time.monotonic() - begun > 60:
-                    raise DemoFailed(f"the worker did not start; see {logs / 'worker.log'}")
-                time.sleep(0.1)
-            console.print(f"dashboard: http://127.0.0.1:{port}/")
-            stop, took = threading.Event(), []  # type: threading.Event, list[float]
-            timer = threading.Thread(target=probe, args=(broker.bootstrap, prefix, asker, stop, took), daemon=True)
-            timer.start()
-            progress.update(waiting, description="three trainers at work")
-            pace = "0" if leave else "0.02"
-            trainers = [
-                (
-                    name,
-                    stack.enter_context(
-                        child(["-m", "agents.trainer", name, "--bootstrap", broker.bootstrap, "--prefix", prefix, "--pace-s", pace], logs / f"{name}.log")
-                    ),
-                )
-                for name in PLANS
-            ]
-            try:
-                for name, process in trainers:
-                    while process.poll() is None:
-                        if worker.poll() is not None:
-                            raise DemoFailed(f"the worker stopped; see {logs / 'worker.log'}")
-                        time.sleep(0.1)
-                    if process.returncode:
-                        raise DemoFailed(f"trainer {name} failed; see {logs / (name + '.log')}")
-                seconds = time.monotonic() - begun
-                while asker.get("/status")["lag"]:
-                    time.sleep(0.1)
-                busy = len(took)
-                progress.update(waiting, description="timing events on their way to the views")
-                time.sleep(3)
-            except KeyboardInterrupt:
-                return 0
-            finally:
-                stop.set()
-                timer.join(10)
-            progress.update(waiting, description="waiting for the last event")
-            truth = collect(broker.bootstrap, prefix, Path("demo-events.jsonl"))
-            settle(asker, truth.n)
-        checks = verify(asker, truth)
-        summary(console, asker, truth, checks, took, busy, seconds)
-        console.print(f"{truth.n - truth.derived} events are in demo-events.jsonl; publish them anywhere with: pulsefold publish demo-events.jsonl")
-        holds = all(one.holds for one in checks)
-        if leave:
-            return 0 if holds else 1
-        console.print(f"serving http://127.0.0.1:{port}/ until Ctrl-C")
-        with contextlib.suppress(KeyboardInterrupt):
-            while worker.poll() is None:
-                time.sleep(0.5)
-        return 0 if holds else 1
+    """Run it; 0 if every figure holds.
+
+    Raises:
+        ConfigError: a port or a folder cannot be used.
+        DemoFailed: a part of it did not come up.
+    """
+    leave = flags.get("exit_when_done") not in (None, "off", "false")
+    console = Console(highlight=False)
+    port = port_of(flags.get("web_port"))
+    if port is None:
+        port = PORT if not leave and is_free(PORT) else any_port()
+        if not leave and port != PORT:
+            console.print(f"port {PORT} is in use, so the page is on {port} (or choose with --web-port)")
+    folder = Path(flags.get("log_dir") or tempfile.gettempdir())
+    logs = folder / f"pulsefold-demo-{os.getpid()}"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as bad:
+        raise ConfigError("log_dir", f"{folder} cannot be written to ({bad.strerror})") from None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(143))
+    try:
+        return Demo(console, leave=leave, port=port, prefix=flags.get("topic_prefix", "pulsefold."), logs=logs).run()
+    except (urllib.error.URLError, json.JSONDecodeError) as gone:
+        raise DemoFailed(f"the worker does not answer any more ({gone}); see {logs / 'worker.log'}") from None
+    except KeyboardInterrupt:
+        return 130

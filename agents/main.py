@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PulsefoldError as problem:
         print(f"pulsefold: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     print(f"pulsefold: unknown command {command!r} (with {names}); expected worker, replay or demo", file=sys.stderr)
     return 2
 

@@ -2,7 +2,8 @@
 
 Nothing here is made up: losses and accuracies are those of the model being trained, forecasts carry its own predicted
 probabilities on held-out samples, their resolutions compare with the true label, and costs are CPU seconds measured of this
-process. Run as ``python -m agents.trainer NAME``; `PLANS` says what each one does.
+process. Each epoch is a task: a judge that sees only the training loss says what it thinks of it, the evaluation on held-out
+data says what is so. No trust is published: the worker derives it. Run as ``python -m agents.trainer NAME``; `PLANS` says what each one does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_digits
 
 from streams import events
 from streams.publisher import SyncPublisher
@@ -42,7 +42,7 @@ class Plan:
 
 PLANS = {
     "digits-a": Plan("digits", 1, 0.5),
-    "cancer-b": Plan("cancer", 2, 0.2, budget_usd=(0.005, 0.02)),
+    "cancer-b": Plan("cancer", 2, 0.2, budget_usd=(0.002, 0.005)),
     "digits-drifting": Plan("digits", 3, 0.5, drift_at=0.4),
 }
 EPOCHS = 40
@@ -50,10 +50,16 @@ FADED = 0.05
 """What is left of the inputs' scale once the drifting trainer's sensor fades."""
 STEPS = 16
 FORECASTS = 14
+PASSING_ACCURACY = 0.9
+"""Held-out accuracy from which an epoch's evaluation passes."""
+PASSING_LOSS = 0.3
+"""Training loss up to which the judge thinks that it will."""
 
 
 def data(plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], dict[str, NDArray[np.float64]], int]:
     """Standardised train and held-out halves, named inputs of the held-out samples, number of classes."""
+    from sklearn.datasets import load_breast_cancer, load_digits  # here: the demo reads `PLANS` and must not wait for it
+
     rng = np.random.default_rng(plan.seed)
     bunch = load_digits() if plan.dataset == "digits" else load_breast_cancer()
     x, y = np.asarray(bunch.data, dtype=np.float64), np.asarray(bunch.target, dtype=np.int64)
@@ -104,6 +110,8 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
     cursor = 0
     last_loss = None
     for epoch in range(EPOCHS):
+        task, began = f"{name}-epoch-{epoch}", time.perf_counter()
+        publisher.publish(events.TaskStarted(execution_id=task, task=task, agent=name, task_type="epoch"))
         rate = plan.learning_rate / (1 + 0.05 * epoch)
         order = rng.permutation(len(x))
         losses = []
@@ -133,6 +141,7 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
         accuracy, loss = float((chances.argmax(1) == held_y).mean()), float(np.mean(losses))
         publisher.publish(events.MetricRecorded(metric_type="held_out", model=name, run=name, epoch=epoch, values={"accuracy": accuracy}, tags=[plan.dataset]))
         change = abs(loss - last_loss) if last_loss is not None else loss
+        judge(name, publisher, task, loss, accuracy, better=last_loss is None or loss <= last_loss, began=began)
         last_loss = loss
         publisher.publish(
             events.LearningRecorded(
@@ -146,6 +155,28 @@ def train(name: str, publisher: SyncPublisher, *, pace_s: float = 0.0) -> None:
         now = time.process_time()
         publisher.publish(events.CostIncurred(cost=Decimal(f"{(now - spent_cpu) * USD_PER_CPU_SECOND:.6f}"), model=name, run=name, tags=[plan.dataset]))
         spent_cpu = now
+
+
+def judge(name: str, publisher: SyncPublisher, task: str, loss: float, accuracy: float, *, better: bool, began: float) -> None:
+    """The end of an epoch: whether it made the loss smaller, what a judge expects by the training loss, what the held-out data say."""
+    at = time.perf_counter()
+    publisher.publish(
+        events.TaskCompleted(execution_id=task, task=task, agent=name, task_type="epoch", success=better, quality=accuracy, duration_ms=(at - began) * 1000)
+    )
+    expected = float(np.exp(-loss))
+    publisher.publish(
+        events.JudgmentRecorded(
+            task=task,
+            judge=f"{name}-train-loss",
+            agent=name,
+            overall_score=expected,
+            overall_confidence=0.5,
+            all_criteria_pass=loss <= PASSING_LOSS,
+            criteria={"training_loss": expected},
+            evaluation_time_ms=(time.perf_counter() - at) * 1000,
+        )
+    )
+    publisher.publish(events.EvaluationCompleted(task=task, agent=name, passed=accuracy >= PASSING_ACCURACY, score=accuracy))
 
 
 def forecast(
@@ -174,11 +205,7 @@ def forecast(
                 forecast_id=identity, model=name, confidence=confidence, fragility=1 - margin, certified=margin > 0.5, prediction=guess, inputs=inputs
             )
         )
-        publisher.publish(
-            events.ForecastResolved(forecast_id=identity, model=name, success=success, actual=int(truth[sample]), probability=confidence, inputs=inputs)
-        )
-        publisher.publish(events.TrustObserved(kind="model", id=name, success=success))
-        publisher.observe_many([events.Observation(kind="variable", id=key, success=success) for key in inputs])
+        publisher.publish(events.ForecastResolved(forecast_id=identity, model=name, success=success, actual=int(truth[sample]), probability=confidence))
 
 
 def main() -> int:

@@ -21,6 +21,8 @@ def main() -> int:
             raise
         print(f"pulsefold: the command line needs {package}; install with: pip install 'pulsefold[cli]'", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     try:
         return run(sys.argv[1:])
     except PulsefoldError as problem:
