@@ -1,8 +1,5 @@
 """The alert board: every alert's standing, read back from the compacted alerts topic.
 
-A tombstone ends an alert that is long over. One that lands on an open alert (it was opened again while the tombstone was under way)
-would lose it to compaction: the board keeps the alert, and its owner publishes the message again.
-
 It is what the alert views show, what streams to subscribers, and what the merged rules remember, so a restart or a rebuild
 opens nothing twice. A twin (a message repeated after a crash, same id) is recognised and told once.
 """
@@ -20,8 +17,6 @@ import msgspec
 
 from tables.fold import Standing
 
-FORGOTTEN = 10_000
-"""Ended alerts of which the number of messages is remembered."""
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -32,8 +27,6 @@ class Entry:
     message: dict[str, Any]
     order: tuple[int, int]
     ids: set[str] = field(default_factory=set)
-    earlier: int = 0
-    """Messages before the last tombstone, as far as this process saw them."""
 
     @property
     def open(self) -> bool:
@@ -47,17 +40,14 @@ class Board:
     Attributes:
         n_messages: messages read, without twins and tombstones.
         n_lost: messages that a slow subscriber could not take.
-        bereaved: open alerts whose last record is a tombstone.
     """
 
     def __init__(self, recent: int = 1000) -> None:
         self.entries: dict[str, Entry] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=recent)
         self.subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
-        self.bereaved: set[str] = set()
         self.n_messages = 0
         self.n_lost = 0
-        self._forgotten: dict[str, int] = {}
 
     def read(self, key: bytes | None, value: bytes | None, order: tuple[int, int]) -> dict[str, Any] | None:
         """Take one record of the alerts topic; returns the message if it is news.
@@ -67,13 +57,12 @@ class Board:
         """
         name = (key or b"").decode("utf-8", "replace")
         if value is None:
-            self._end(name)
+            self.entries.pop(name, None)
             return None
         message = _decode(value)
         entry = self.entries.get(name)
-        self.bereaved.discard(name)
         if entry is None:
-            entry = self.entries[name] = Entry(message, order, earlier=self._forgotten.pop(name, 0))
+            entry = self.entries[name] = Entry(message, order)
         elif message["id"] in entry.ids:
             return None
         entry.message, entry.order = message, order
@@ -87,29 +76,13 @@ class Board:
                 self.n_lost += 1
         return message
 
-    def _end(self, name: str) -> None:
-        entry = self.entries.get(name)
-        if entry is None:
-            return
-        if entry.open:
-            self.bereaved.add(name)
-            return
-        del self.entries[name]
-        self._forgotten[name] = entry.earlier + len(entry.ids)  # ids of later messages must differ from the earlier ones'
-        if len(self._forgotten) > FORGOTTEN:
-            del self._forgotten[next(iter(self._forgotten))]
-
-    def over(self, before: str) -> list[tuple[str, Entry]]:
-        """Alerts that were resolved, or notices given, before a moment (RFC 3339, UTC, microseconds)."""
-        return [(name, entry) for name, entry in self.entries.items() if entry.message["time"] < before and not entry.open]
-
     def standing(self, alert: str) -> tuple[Standing, int]:
         """Where a rule stands with a subject, and the number of messages so far."""
         entry = self.entries.get(alert)
         if entry is None:
-            return Standing(), self._forgotten.get(alert, 0)
+            return Standing(), 0
         data = entry.message["data"]
-        return Standing(data["severity"] if entry.open else "ok", data.get("period")), entry.earlier + len(entry.ids)
+        return Standing(data["severity"] if entry.open else "ok", data.get("period")), len(entry.ids)
 
     def open_of(self, tenant: str, rule: str) -> dict[str, Entry]:
         """Standing alerts of a rule by subject."""
