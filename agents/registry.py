@@ -13,6 +13,7 @@ from tables.costs import Costs
 from tables.fold import Fold
 from tables.learning import Learning
 from tables.learning_state import LearningSettings
+from tables.metric_alerts import MetricAlerts, MetricAlertSettings
 from tables.metric_costs import MetricCosts, MetricCostSettings
 from tables.partition import Schema
 from tables.performance import Performance
@@ -29,6 +30,7 @@ FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (
     CostSettings,
     LearningSettings,
     WindowSettings,
+    MetricAlertSettings,
     MetricCostSettings,
     PerformanceSettings,
     TrustRuleSettings,
@@ -51,6 +53,7 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
         Costs(settings_of(CostSettings)),
         Learning(settings_of(LearningSettings)),  # with the goals, which may refuse a training event: before what else sees it
         Windows(settings_of(WindowSettings)),
+        MetricAlerts(settings_of(MetricAlertSettings), settings_of(WindowSettings).max_series),
         MetricCosts(settings_of(MetricCostSettings)),
         performance,
         performance.rl,

@@ -1,0 +1,86 @@
+"""View of the watched series: where each stands with the alert rules, its outliers and its last values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from .alerting import LEVELS
+from .fold import Reader, View, page
+from .rows import escape
+from .times import rfc3339_or_none
+
+if TYPE_CHECKING:
+    from .metric_alerts import MetricAlerts, OpenSegment, Watch
+
+RECENT = 10
+"""Values shown of each series of a list."""
+
+
+class SeriesParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/metrics/series``: only of this metric, model, run (``run=``, empty: without a run).
+
+    All three given: the last 100 finite values are shown, else the last 10.
+    """
+
+    metric: str | None = None
+    model: str | None = None
+    run: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    cursor: str | None = None
+
+
+def views(fold: MetricAlerts) -> tuple[View, ...]:
+    """Views of one fold's tables."""
+    return (View("/metrics/series", SeriesParams, lambda reader, q: series(fold, reader, q), fold.topics, "Watched series: alerts, outliers, last values"),)
+
+
+def series(fold: MetricAlerts, reader: Reader, asked: SeriesParams) -> dict[str, Any]:
+    """Body of ``/metrics/series``; sorted by metric, model and run."""
+    wanted = (asked.metric, asked.model, asked.run)
+    found: list[tuple[tuple[str, ...], Watch]] = []
+    if None not in wanted:
+        exact = (asked.metric or "", asked.model or "", asked.run or "")
+        found = [(exact, watch) for watch in reader.rows(fold.watches, exact)]
+    else:
+        for key, watches in reader.scan(fold.watches):
+            if all(want is None or want == part for want, part in zip(wanted, key, strict=True)):
+                found += [(key, watch) for watch in watches]
+    found.sort(key=lambda one: one[0])
+    shown, cursor = page(found, asked.limit, asked.cursor, lambda one: "|".join(map(escape, one[0])))
+    body = [_shown(fold, reader, key, watch, None not in wanted) for key, watch in shown]
+    return {"series": body, "count": len(body), "cursor": cursor, "as_of": rfc3339_or_none(reader.as_of())}
+
+
+def _shown(fold: MetricAlerts, reader: Reader, key: tuple[str, ...], watch: Watch, whole: bool) -> dict[str, Any]:
+    metric, model, run = key
+    last: list[float] = []
+    for newest in reader.rows(fold.newest, key)[-1:]:
+        last = last_values(fold, reader, key, newest)
+    return {
+        "metric": metric,
+        "model": model,
+        "run": run or None,
+        "n": watch.n,
+        "outliers": watch.outliers,
+        "alerts": {
+            "nonfinite": LEVELS[watch.non_finite],
+            "plateau": LEVELS[watch.plateau],
+            "degraded": LEVELS[watch.degraded],
+            "anomaly": LEVELS[watch.anomaly],
+        },
+        "best_mean": watch.best,
+        "baseline": watch.baseline if watch.degraded else watch.tagged if watch.tagged is not None else watch.best,
+        "recent": last if whole else last[-RECENT:],
+    }
+
+
+def last_values(fold: MetricAlerts, reader: Reader, key: tuple[str, ...], newest: OpenSegment) -> list[float]:
+    """The last up to 100 finite values in the log's order."""
+    from .metric_alerts import SEGMENT, doubles  # here, because that module reads these views
+    from .outliers import WINDOW
+
+    open_one = (newest.n - 1) // SEGMENT
+    closed = [row.values for place in (open_one - 2, open_one - 1) for row in reader.rows(fold.closed, (*key, str(place % 2)))[-1:]]
+    return doubles(b"".join([*closed, newest.values]))[-WINDOW:]
