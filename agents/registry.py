@@ -15,6 +15,7 @@ from tables.learning import Learning
 from tables.learning_state import LearningSettings
 from tables.metric_alerts import MetricAlerts, MetricAlertSettings
 from tables.metric_costs import MetricCosts, MetricCostSettings
+from tables.metric_summary import MetricSummary, SummarySettings
 from tables.partition import Schema
 from tables.performance import Performance
 from tables.performance_rows import PerformanceSettings
@@ -34,6 +35,7 @@ FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (
     MetricCostSettings,
     PerformanceSettings,
     TrustRuleSettings,
+    SummarySettings,
 )
 """What the folds declare as settings."""
 
@@ -46,14 +48,16 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
     """
     trust, variables = Trust(settings_of(TrustSettings)), Variables(settings_of(VariableSettings))
     performance = Performance(settings_of(PerformanceSettings), settings_of(WindowSettings), trust)
+    costs = Costs(settings_of(CostSettings))
     return [
         trust,
         variables,
         Forecasts(variables.settings, variables.kept.models),
-        Costs(settings_of(CostSettings)),
+        costs,
         Learning(settings_of(LearningSettings)),  # with the goals, which may refuse a training event: before what else sees it
         Windows(settings_of(WindowSettings)),
         MetricAlerts(settings_of(MetricAlertSettings), settings_of(WindowSettings).max_series),
+        MetricSummary(settings_of(SummarySettings), costs.kept.ledgers),
         MetricCosts(settings_of(MetricCostSettings)),
         performance,
         performance.rl,

@@ -65,6 +65,7 @@ class Fold:
         tables: what it keeps, each with its rank (readers before what they read).
         handlers: data type of an event -> handler.
         runs: likewise, for types that come by the hundred thousand; optional.
+        repeats: data type of an event -> handler of a repeat within the dedupe window; it may count it, and refuse nothing.
         views: HTTP views of these tables.
         rules: alert rules that look at several partitions (ordered rules live in the handlers).
         scored: what the topic ``scores`` is told.
@@ -74,6 +75,7 @@ class Fold:
     tables: Sequence[Table[Any]] = ()
     handlers: Mapping[type[msgspec.Struct], Handler] = {}
     runs: Mapping[type[msgspec.Struct], RunHandler] = {}
+    repeats: Mapping[type[msgspec.Struct], Handler] = {}
     views: Sequence[View] = ()
     rules: Sequence[MergedRule] = ()
     scored: Sequence[Scored] = ()

@@ -145,6 +145,10 @@ class Schema:
                 self.handlers[data] = (*self.handlers.get(data, ()), handler)
         for fold in folds:
             self.runs.update({data: run for data, run in fold.runs.items() if len(self.handlers[data]) == 1})
+        self.repeats: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {}
+        for fold in folds:
+            for data, handler in fold.repeats.items():
+                self.repeats[data] = (*self.repeats.get(data, ()), handler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,8 +361,12 @@ class Partition:
                 bad = odd[offset]
                 if bad is not None:
                     self._dead_letter(record, bad.reason, bad.error)
-                elif self._counting:
-                    counters.duplicate += 1
+                else:
+                    if self._counting:
+                        counters.duplicate += 1
+                    self.time_us = times[begin]
+                    for handler in self.schema.repeats.get(events[begin].data.__class__, ()):
+                        handler(events[begin], self)
                 begin += 1
                 continue
             event = events[begin]

@@ -15,8 +15,8 @@ from .harness import subset
 
 VECTORS_HERE = [
     "G1", "G2", "G3", "G4", "G5", "G6", "T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8", "G8", "V1", "V2", "V3", "V4", "V5", "V6", "V7", "M1", "M2",
-    "M4", "M5", "M6", "G7", "C1", "C2", "C3", "C4", "C5", "C6", "G9", "G10", "G11", "G12", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9", "A1", "P1",
-    "P2", "P3", "P4", "P5", "P6", "P8",
+    "M3", "M4", "M5", "M6", "G7", "C1", "C2", "C3", "C4", "C5", "C6", "G9", "G10", "G11", "G12", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9",
+    "A1", "P1", "P2", "P3", "P4", "P5", "P6", "P8",
 ]  # fmt: skip
 ONE_PARTITION = {"P1", "P3"}
 """Vectors whose figures are per partition (common rules §12.3)."""
