@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -366,7 +367,8 @@ class Partition:
                         counters.duplicate += 1
                     self.time_us = times[begin]
                     for handler in self.schema.repeats.get(events[begin].data.__class__, ()):
-                        handler(events[begin], self)
+                        with suppress(Absorbed):
+                            handler(events[begin], self)
                 begin += 1
                 continue
             event = events[begin]
