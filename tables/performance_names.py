@@ -136,15 +136,16 @@ class Ground:
         return kept_type, kept_version
 
     def known(self, p: Partition, tenant: str, agent: str, task_type: str, version: str) -> Admitted:
-        """Names under which the other half of an execution was counted before."""
+        """Names under which the other half of an execution was counted before: its own where they have rows, else `_other`."""
         kept = self.kept
-        if self.settled(p, kept.pairs, tenant, (agent, task_type, version)):
+        pairs, sums, types = p.space(kept.pairs, tenant), p.space(kept.sums, tenant), p.space(kept.task_types, tenant)
+        if (agent, task_type, version) in pairs:
             return Admitted(True, task_type, version, task_type, version)
         other = OTHER if version else ""
-        type_of = task_type if self.settled(p, kept.task_types, tenant, (task_type,)) else OTHER
-        version_of = version if self.settled(p, kept.sums, tenant, (type_of, version)) else other
-        own = next((key for key in ((type_of, version), (type_of, other), (OTHER, version)) if self.settled(p, kept.pairs, tenant, (agent, *key))), None)
-        return Admitted(True, type_of, version_of, *(own or (OTHER, other)))
+        type_of = task_type if (task_type,) in types else OTHER
+        version_of = version if (type_of, version) in sums else other
+        own = next((key for key in ((type_of, version), (type_of, other), (OTHER, version)) if (agent, *key) in pairs), (OTHER, other))
+        return Admitted(True, type_of, version_of, *own)
 
     # ---- who was seen
 
