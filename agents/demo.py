@@ -155,33 +155,37 @@ class Demo:
     def run(self) -> int:
         """0 if every figure holds."""
         with contextlib.ExitStack() as stack:
-            broker = stack.enter_context(EmbeddedBroker(partitions=PARTITIONS, prefix=self.prefix))
-            self.introduce(broker.bootstrap)
-            begun = time.monotonic()
-            words = ["--bootstrap", broker.bootstrap, "--topic-prefix", self.prefix, "--partitions", str(PARTITIONS), "--web-port", str(self.port)]
-            worker = stack.enter_context(
-                child(["-m", "agents.main", "worker", *words, "--alert-interval-s", "1", "--log-level", "warning"], self.logs / "worker.log")
-            )
-            log = Log(broker.bootstrap, self.prefix)
-            stack.callback(log.close)
-            ready = False
             try:
-                while not (ready := self.asker.ready()):
-                    self.alive(worker)
-                    if time.monotonic() - begun > 60:
-                        raise DemoFailed(f"the worker is not ready after a minute; see {self.logs / 'worker.log'}")
-                    time.sleep(0.1)
-                self.console.print(f"[green]ready[/] after {time.monotonic() - begun:.1f} s. Alerts as they come:\n")
+                broker, worker, log, begun = self.start(stack)
+            except KeyboardInterrupt:
+                self.console.print("\nstopped before the worker was ready: nothing has happened yet")
+                return 130
+            try:
                 self.train(broker.bootstrap, worker)
                 self.whole = True
             except KeyboardInterrupt:
-                if not ready:
-                    self.console.print("\nstopped before the worker was ready: nothing has happened yet")
-                    return 130
                 self.console.print("\nstopping: what there is by now is added up …")
             with contextlib.suppress(KeyboardInterrupt):
                 return self.conclude(worker, log, time.monotonic() - begun)
             return 130
+
+    def start(self, stack: contextlib.ExitStack) -> tuple[EmbeddedBroker, subprocess.Popen[bytes], Log, float]:
+        """Broker, worker, a reader of the log, and when it began; all end with the stack."""
+        broker = stack.enter_context(EmbeddedBroker(partitions=PARTITIONS, prefix=self.prefix))
+        self.introduce(broker.bootstrap)
+        begun = time.monotonic()
+        words = ["--bootstrap", broker.bootstrap, "--topic-prefix", self.prefix, "--partitions", str(PARTITIONS), "--web-port", str(self.port)]
+        words += ["--alert-interval-s", "1", "--log-level", "warning"]
+        worker = stack.enter_context(child(["-m", "agents.main", "worker", *words], self.logs / "worker.log"))
+        log = Log(broker.bootstrap, self.prefix)
+        stack.callback(log.close)
+        while not self.asker.ready():
+            self.alive(worker)
+            if time.monotonic() - begun > 60:
+                raise DemoFailed(f"the worker is not ready after a minute; see {self.logs / 'worker.log'}")
+            time.sleep(0.1)
+        self.console.print(f"[green]ready[/] after {time.monotonic() - begun:.1f} s. Alerts as they come:\n")
+        return broker, worker, log, begun
 
     def introduce(self, bootstrap: str) -> None:
         """The first lines: where to look, and what at."""
