@@ -13,7 +13,6 @@ months' rows when the day changes or a late record comes: always before that rec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -139,15 +138,19 @@ class Outlooks:
             new_limits: of a record that sets them, for the scope it names.
         """
         if self.on:
-            with suppress(Absorbed):  # what is read has this record, so every outlook has it; what ranks above may not
+            try:  # noqa: SIM105 - a context manager would cost more
                 self._enter(event, p, day, scopes, micro, new_limits)
+            except Absorbed:
+                pass  # what is read has this record, so every outlook has it; what ranks above may not
 
     def _enter(self, event: Event, p: Partition, day: int, scopes: Sequence[str], micro: int | None, new_limits: Limits | None) -> None:
         kept, tenant = self.kept, event.tenant
         known = p.read(kept.today, tenant, ())
         today = day if known is None or day > known.day else known.day
+        limited = p.space(kept.budgets, tenant)
         for scope in scopes:
-            self._judge(event, p, scope, new_limits, today, day, micro)
+            if scope == TENANT or (scope,) in limited or new_limits is not None:  # else no budget was ever set
+                self._judge(event, p, scope, new_limits, today, day, micro)
         if known is not None and today > known.day:
             for scope in (TENANT, *(key[0] for key in p.keys(kept.budgets, tenant) if key[0] != TENANT)):
                 if scope not in scopes:

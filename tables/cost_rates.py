@@ -58,8 +58,12 @@ class Rates(msgspec.Struct, array_like=True, gc=False):
         if time_us <= before:
             return
         self.at_us = time_us
+        if time_us // SECOND_US == before // SECOND_US:  # no bucket of any window begins
+            return
         for which, (_, bucket_us, buckets) in enumerate(WINDOWS):
             last, new = before // bucket_us, time_us // bucket_us
+            if last == new:
+                break  # nor does one of the longer buckets
             ring = self.rings[which]
             for number in range(max(last, new - buckets) + 1, new + 1):
                 place = number % buckets
@@ -111,8 +115,9 @@ class RateRows:
         rates.advance(time_us)
         if calls:
             rates.add(time_us, calls)
+        counts, standing = rates.counts, rates.since_us
         for which, limit in enumerate(self.limits):
-            count, since_us = rates.counts[which], rates.since_us[which]
+            count, since_us = counts[which], standing[which]
             if since_us == NEVER:
                 if limit is not None and count > limit:
                     rates.since_us[which] = p.time_us

@@ -378,7 +378,7 @@ class MetricAlerts(Fold):
         """Judge the step from the last value to this one."""
         rules = self.settings
         step = rules.plateau_step
-        if within(watch.last, x, step):
+        if abs(x - watch.last) <= 2 * step and within(watch.last, x, step):
             watch.steady += 1
             if watch.plateau or watch.steady < rules.plateau_values - 1:
                 return
@@ -407,7 +407,12 @@ class MetricAlerts(Fold):
         mean = mean_of(lately)
         sign = 1.0 if watch.kind & LOWER else -1.0
         baseline = watch.baseline if watch.degraded else watch.tagged if watch.tagged is not None else watch.best
-        if baseline is not None and baseline > 0 and watch.n + 1 >= self.settings.degraded_least:
+        if (
+            baseline is not None
+            and baseline > 0
+            and watch.n + 1 >= self.settings.degraded_least
+            and (watch.degraded or mean * sign > (1 + sign * self.settings.degraded_warning) * baseline * sign)
+        ):
             self._measure(e, p, key, watch, mean, baseline, sign)
         if watch.best is None or mean * sign < watch.best * sign:
             watch.best = mean
