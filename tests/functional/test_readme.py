@@ -138,17 +138,19 @@ def test_blocks_that_end_run_one_after_the_other_as_they_stand(place: Place) -> 
 @pytest.mark.parametrize("block", of("until Ctrl-C", "python until the first alert"), ids=str)
 def test_what_runs_until_it_is_stopped_starts_and_stops_by_ctrl_c_without_a_traceback(place: Place, block: Block) -> None:
     worker = "pulsefold worker" in block.text
+    beside = WorkerProcess("", place.folder)  # its port alone is used
     with EmbeddedBroker(partitions=2, prefix="pulsefold.") as other:
         if block.language == "python":
             process = place.start([sys.executable, "-c", place.text(block)])
         elif worker:  # beside the one that runs: a broker and a port of its own
-            process = place.start(shlex.split(block.text), PULSEFOLD_BOOTSTRAP=other.bootstrap, PULSEFOLD_WEB_PORT=str(WorkerProcess("", place.folder).port))
+            process = place.start(shlex.split(block.text), PULSEFOLD_BOOTSTRAP=other.bootstrap, PULSEFOLD_WEB_PORT=str(beside.port))
         else:
             process = place.start(shlex.split(place.text(block)))
         try:
             assert process.stdout is not None
             if worker:
-                time.sleep(6)
+                beside.process = process
+                beside.until(lambda: beside.get("/readyz", api="") is not None)
             else:
                 publish_alert(place)
                 line = process.stdout.readline()
