@@ -31,7 +31,7 @@ SEGMENT = 64
 SHIFT = 6
 LAST = SEGMENT - 1
 SLICE = 4096
-"""Records that are looked up at once, at most."""
+"""Offsets that are looked up at once, at most."""
 METRIC = 0x80
 WIDTH = 17
 digest_of = xxh3_128_digest
@@ -79,9 +79,19 @@ class Chains:
         """Enter ids; returns the indices of those that occurred within the window before.
 
         Args:
-            offsets: rising, above all entered before, at most `SLICE` of them.
+            offsets: rising, above all entered before.
             digests: one an offset.
         """
+        found = []
+        begin = 0
+        while begin < len(offsets):
+            end = int(np.searchsorted(offsets, offsets[begin] + SLICE))
+            found += [begin + index for index in self._note(offsets[begin:end], digests[begin:end])]
+            begin = end
+        return found
+
+    def _note(self, offsets: Offsets, digests: Digests) -> list[int]:
+        """`note` for offsets that span less than `SLICE`."""
         slots = (digests[:, 0] & self.mask).astype(np.intp)
         marks = offsets + 1
         previous = self.heads[slots]
@@ -145,9 +155,8 @@ class Window:
         digests = np.ascontiguousarray(entries[:, 1:]).view(np.uint64)
         of_metric = entries[:, 0] >= METRIC
         for chosen, chains in ((~of_metric, self.of_ids), (of_metric, self.of_metrics)):
-            at, what = offsets[chosen], digests[chosen]
-            for begin in range(0, len(at), SLICE):
-                chains().note(at[begin : begin + SLICE], what[begin : begin + SLICE])
+            if chosen.any():
+                chains().note(offsets[chosen], digests[chosen])
 
     def forget(self) -> None:
         """Give the look-up table's memory back; the rows stay."""
@@ -165,13 +174,14 @@ class Window:
             self.metrics = Chains(self.size)
         return self.metrics
 
-    def note(self, offsets: Sequence[int], names: Sequence[str], metrics: Sequence[tuple[int, str]], last: int) -> set[int]:
+    def note(self, offsets: Sequence[int], names: Sequence[str], metrics: Sequence[tuple[int, str]], every: Sequence[int]) -> set[int]:
         """Enter what a slice of records is known by, and write it into the segments.
 
         Args:
             offsets, names: of the records that are events: what each is known by, tenant included.
             metrics: (offset, what the metric is known by) of those that are metrics.
-            last: offset of the slice's last record, event or not.
+            every: offsets of all records of the slice, events or not: a segment's row absorbs the last of them that it covers,
+                so that it is the same wherever a chunk ends.
 
         Returns:
             Offsets of the duplicates.
@@ -193,11 +203,14 @@ class Window:
         entries[:, 1:] = digests.view(np.uint8)
         bounds: list[int] = (np.flatnonzero(np.diff(at >> SHIFT)) + 1).tolist() if len(at) else []
         begin = 0
+        written: dict[int, bytes] = {}
         for end in [*bounds, len(at)]:
             if end > begin:
-                self._write(int(at[begin]) >> SHIFT, int(at[end - 1]), entries[begin:end].tobytes())
+                written[int(at[begin]) >> SHIFT] = entries[begin:end].tobytes()
             begin = end
-        self._write(last >> SHIFT, last, b"")
+        seen = np.array(every, np.int64)
+        for last in seen[np.append(np.flatnonzero(np.diff(seen >> SHIFT)), len(seen) - 1)].tolist():
+            self._write(last >> SHIFT, last, written.get(last >> SHIFT, b""))
         return found
 
     def _write(self, number: int, offset: int, entries: bytes) -> None:

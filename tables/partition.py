@@ -426,7 +426,8 @@ class Partition:
 
     def _look_up(self, events: Sequence[Any], records: Sequence[Record], odd: dict[int, InvalidEvent | None]) -> None:
         """Enter the slice into the dedupe window; duplicates become odd."""
-        offsets, metrics = [record.offset for record in records], []
+        every = offsets = [record.offset for record in records]
+        metrics: list[tuple[int, str]] = []
         if odd or any([record.headers for record in records]):
             pairs = [(event, record) for event, record in zip(events, records, strict=True) if event is not None]
             offsets = [record.offset for _, record in pairs]
@@ -437,7 +438,7 @@ class Partition:
             for event, record in zip(events, records, strict=True):
                 if event is not None and event.data.__class__ is MetricRecorded and not (record.headers and redriven(record)):
                     metrics.append((record.offset, f"{event.tenant}\0{event.data.metric_id or event.id}"))
-        for offset in self.window.note(offsets, names, metrics, records[-1].offset):
+        for offset in self.window.note(offsets, names, metrics, every):
             odd[offset] = None
 
     def _moved(self, tenant: str, time_us: int, offset: int) -> None:
