@@ -26,7 +26,7 @@ def told(broker: EmbeddedBroker, wanted: int, seconds: float) -> list[tuple[byte
             for message in consumer.consume(100, 0.3):
                 assert message.error() is None
                 if message.key() == b"outputs":
-                    continue  # which app publishes: see agents.outputs
+                    continue  # which app publishes: see streams.outputs
                 found.append((bytes(message.key()), msgspec.json.decode(message.value())))
         return found
     finally:
