@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 import aiokafka
 import faust
-from aiokafka.errors import ConsumerStoppedError, KafkaError
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport import drivers
@@ -260,6 +261,23 @@ class Transport(stock.Transport):  # type: ignore[misc]  # faust is untyped here
     """Driver ``chunk://``."""
 
     Consumer = Consumer
+
+
+_send = AIOKafkaConnection.send
+
+
+def _send_or_tell(self: Any, request: Any, expect_response: bool = True) -> Any:
+    """aiokafka expects an OSError of a closed connection; uvloop gives a RuntimeError, and a dead broker would look like a bug of ours."""
+    try:
+        return _send(self, request, expect_response)
+    except RuntimeError as closed:
+        if self._writer is None or not self._writer.is_closing():
+            raise
+        self.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {closed}") from closed
+
+
+AIOKafkaConnection.send = _send_or_tell
 
 
 def register() -> None:

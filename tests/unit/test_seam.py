@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 
 import aiokafka
 import faust
 import pytest
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.subscription_state import TopicPartitionState
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecord
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
@@ -47,3 +51,23 @@ def test_the_private_parts_we_lean_on_are_there() -> None:
     assert list(inspect.signature(fetcher.PartitionRecords._consumer_record).parameters) == ["self", "tp", "record"]
     assert {"offset", "timestamp", "key", "value", "headers"} <= set(dir(DefaultRecord))
     assert "_partition_records" in inspect.getsource(fetcher.FetchResult.__init__) and "_records" in inspect.getsource(fetcher.Fetcher.__init__)
+
+
+def test_a_connection_that_uvloop_finds_closed_is_told_as_broken() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def write_to_a_closed_connection() -> None:
+        async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            connection = AIOKafkaConnection("127.0.0.1", port)
+            _, connection._writer = await asyncio.open_connection("127.0.0.1", port)
+            connection._versions = {MetadataRequest.API_KEY: (0, 5)}
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.05)
+            with pytest.raises(RuntimeError, match="closed"):
+                connection._writer.write(b"x")
+            with pytest.raises(KafkaConnectionError, match="broken"):
+                connection.send(MetadataRequest([]))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write_to_a_closed_connection())
