@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidSessionTimeoutError, KafkaError
@@ -27,6 +27,7 @@ from .board import Board
 from .core import Core, Flush, Refusal, Shard, WrongIdentity
 from .seam import plain_records
 
+R = TypeVar("R")
 CLOSE_S = 2.0
 """Longest time that closing a Kafka client may take: there is nothing in it that anybody relies on."""
 IDENTITY_S = 5.0
@@ -285,8 +286,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             return
         changelog = {shard: TopicPartition(self.config.changelogs[shard.partition.topic], shard.partition.number) for shard in shards}
         sources = [TopicPartition(tp.topic, tp.partition) for tp in tps]
-        ends = await self.follower.end_offsets(list(changelog.values()))
-        starts = await self.follower.beginning_offsets(sources)
+        ends = await self.insist(lambda: self.follower.end_offsets(list(changelog.values())), "the changelogs' ends could not be read")
+        starts = await self.insist(lambda: self.follower.beginning_offsets(sources), "the topics' starts could not be read")
         for tp, shard, epoch in zip(tps, shards, epochs, strict=True):
             committed = await self.app.consumer._thread.committed_offset(tp)
             if shard.epoch != epoch:
@@ -414,16 +415,28 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         Raises:
             Unwritable: no broker took it.
         """
+        return await self.insist(lambda: self.producer.send_and_wait(topic, value, key=key, partition=partition), f"{topic}: a record could not be written")
+
+    async def insist(self, work: Callable[[], Awaitable[R]], failed: str) -> R:
+        """Do what needs a broker, trying again for `retry_s`.
+
+        Args:
+            work: may be done twice, or in part and again.
+            failed: what to say where it is not done, such as ``scores could not be written``.
+
+        Raises:
+            Unwritable: no broker did it.
+        """
         try:
             async with asyncio.timeout(self.config.retry_s):
                 while True:
                     try:
-                        return await self.producer.send_and_wait(topic, value, key=key, partition=partition)
+                        return await work()
                     except KafkaError as exc:
-                        self.log.warning("%s: a record could not be written, trying again: %r", topic, exc)
+                        self.log.warning("%s, trying again: %r", failed, exc)
                         await asyncio.sleep(0.5)
         except TimeoutError:
-            raise Unwritable(f"{topic}: a record could not be written for {self.config.retry_s:g} s") from None
+            raise Unwritable(f"{failed} for {self.config.retry_s:g} s") from None
 
     async def _publish(self, outputs: Sequence[Output]) -> None:
         prefix = self.config.prefix

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -57,7 +58,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             for one in self.scored:
                 due, self.due[one.kind] = self.due[one.kind], set()
                 if self.engine.ready and self.engine.publishes:
-                    await self._publish(one, sorted(due))
+                    await self.engine.insist(partial(self._publish, one, sorted(due)), f"{self.topic}: scores could not be written")
 
     async def _publish(self, one: Scored, due: list[tuple[str, tuple[str, ...]]]) -> None:
         engine = self.engine
