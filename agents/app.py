@@ -18,7 +18,7 @@ from streams.derive import event_bytes
 from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
 from streams.outputs import publishing_app
-from streams.settings import Settings, load
+from streams.settings import Settings, load, needs_credentials
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.partition import Bounds, Partition
 from tables.trust import ScheduledDecay, Trust
@@ -50,16 +50,24 @@ def load_settings(flags: dict[str, Any] | None = None, toml: str | None = None) 
 
 
 def security(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How to reach a protected Kafka: keyword arguments for aiokafka, configuration for confluent-kafka."""
+    """How to reach a protected Kafka: keyword arguments for aiokafka, configuration for confluent-kafka.
+
+    Raises:
+        ConfigError: a certificate or a part of the credentials is missing.
+    """
     protocol = settings.get("kafka_security_protocol") or "PLAINTEXT"
     ours: dict[str, Any] = {"security_protocol": protocol}
     theirs: dict[str, Any] = {"security.protocol": protocol}
     if "SSL" in protocol:
         cafile = settings.get("kafka_ssl_cafile")
-        ours["ssl_context"] = ssl.create_default_context(cafile=cafile)
+        try:
+            ours["ssl_context"] = ssl.create_default_context(cafile=cafile)
+        except (OSError, ssl.SSLError) as bad:
+            raise ConfigError("kafka_ssl_cafile", f"{cafile} holds no certificates that can be read ({bad.strerror or bad})") from None
         if cafile:
             theirs["ssl.ca.location"] = cafile
     if "SASL" in protocol:
+        needs_credentials(settings)
         mechanism, user, password = (settings.get(f"kafka_sasl_{n}") for n in ("mechanism", "username", "password"))
         ours |= {"sasl_mechanism": mechanism, "sasl_plain_username": user, "sasl_plain_password": password}
         theirs |= {"sasl.mechanism": mechanism, "sasl.username": user, "sasl.password": password}
@@ -132,7 +140,7 @@ def check_settings(settings: Settings) -> Tokens:
     try:
         tokens = Tokens(settings.get("tokens") or {})
     except ValueError as bad:
-        raise ConfigError("tokens", str(bad)) from None
+        raise ConfigError("tokens", str(bad).removeprefix("tokens: ")) from None
     host = settings.get("web_host")
     if not tokens and host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError("web_host", f"{host} is not loopback; configure tokens before serving it")

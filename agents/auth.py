@@ -76,7 +76,10 @@ class Tokens:
             if not scopes or not scopes <= set(SCOPES):
                 raise ValueError(f"tokens: scopes of tenant {tenant!r} must be of {', '.join(SCOPES)}")
             expires = entry.get("expires")
-            until = datetime.fromisoformat(str(expires)) if expires else None
+            try:
+                until = datetime.fromisoformat(str(expires)) if expires else None
+            except ValueError:
+                raise ValueError(f"tokens: expires of tenant {tenant!r} must be a time such as 2027-01-31T00:00:00Z, got {expires!r}") from None
             if until is not None and until.tzinfo is None:
                 raise ValueError(f"tokens: expires of tenant {tenant!r} needs an offset, such as Z")
             name = token if re.fullmatch(r"sha256:[0-9a-f]{64}", token) else token_hash(token)

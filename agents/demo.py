@@ -34,6 +34,7 @@ from streams import events
 from streams.broker import EmbeddedBroker
 from streams.errors import ConfigError
 from streams.publisher import SyncPublisher
+from streams.settings import load
 
 from .demo_truth import Asker, Check, DemoFailed, Log, Truth, verify
 from .trainer import EPOCHS, PLANS
@@ -403,11 +404,12 @@ def demo(flags: dict[str, Any]) -> int:
     """Run it; 0 if every figure holds.
 
     Raises:
-        ConfigError: a port or a folder cannot be used.
+        ConfigError: a port, a folder or a prefix cannot be used.
         DemoFailed: a part of it did not come up.
     """
     leave = flags.get("exit_when_done") not in (None, "off", "false")
     console = Console(highlight=False)
+    prefix = load({"topic_prefix": flags.get("topic_prefix")}, {}, others=None).get("topic_prefix")
     port = port_of(flags.get("web_port"))
     if port is None:
         port = PORT if not leave and is_free(PORT) else any_port()
@@ -422,7 +424,7 @@ def demo(flags: dict[str, Any]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
     try:
-        return Demo(console, leave=leave, port=port, prefix=flags.get("topic_prefix", "pulsefold."), logs=logs).run()
+        return Demo(console, leave=leave, port=port, prefix=prefix, logs=logs).run()
     except (urllib.error.URLError, json.JSONDecodeError) as gone:
         raise DemoFailed(f"the worker does not answer any more ({gone}); see {logs / 'worker.log'}") from None
     except KeyboardInterrupt:

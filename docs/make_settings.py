@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from decimal import Decimal
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -15,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from agents.registry import FOLD_SETTINGS  # noqa: E402 - found by the line above
+from streams.expected import expected  # noqa: E402
 from streams.settings import SERVICE, Setting, declare  # noqa: E402
 
 HEAD = """# Settings
@@ -47,29 +46,19 @@ TITLES = {
     "LearningSettings": "Learning and goals",
     "WindowSettings": "Windows of metrics",
     "MetricCostSettings": "Costs told on metrics",
+    "MetricAlertSettings": "Alerts on metrics",
+    "SummarySettings": "Summary of metrics",
+    "AnonymiseSettings": "Pseudonyms in exports",
     "PerformanceSettings": "Agents, tasks, judgments",
 }
-BOUNDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"), ("multiple_of", "a multiple of"))
 
 
-def allowed(kind: Any, keyed: bool = False) -> str:
-    """What a value of a type may be, in words."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        words = [f"{word} {getattr(meta, name):,}" for meta in parts[1:] for name, word in BOUNDS if getattr(meta, name, None) is not None]
-        return " ".join([allowed(parts[0]), *words])
-    if origin is Literal:
-        return " or ".join(f"`{part}`" for part in parts)
-    if origin in (Union, UnionType):
-        names = list(dict.fromkeys(name for part in parts if part is not type(None) for name in allowed(part).split(" or ")))
-        return " or ".join([*names, *(["`off`"] if type(None) in parts else [])])
-    if origin is dict:
-        return "by name: " + allowed(parts[1]) if keyed else "map"
-    if origin in (list, tuple):
-        return "list of " + ", ".join(allowed(part) for part in parts if part is not Ellipsis)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return "{" + ", ".join(field.encode_name for field in msgspec.structs.fields(kind)) + "}"
-    return {Decimal: "amount", str: "text", int: "whole number", float: "number", bool: "`on` or `off`"}.get(kind, "object")
+def quoted(words: str) -> str:
+    """The words of a value that are written as they stand, as code."""
+    plain = ("whole number", "number", "amount", "text", "by name", "list of", "map", "object", "{")
+    return (
+        words if words.startswith("by name") or words.startswith("list") else " or ".join(w if w.startswith(plain) else f"`{w}`" for w in words.split(" or "))
+    )
 
 
 def written(value: Any) -> str:
@@ -96,7 +85,7 @@ def rows(settings: list[Setting]) -> list[str]:
         cells = (
             f"`{one.name}`",
             written(one.default),
-            allowed(one.type, one.keyed),
+            quoted(expected(one.type, keyed=one.keyed)),
             re.sub(r"\bNone\b", "off", one.help.replace("``", "`")) + (" (secret: masked where settings are shown)" if one.secret else ""),
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 
 from .errors import ConfigError
+from .expected import expected, is_plain
 
 S = TypeVar("S", bound=msgspec.Struct)
 MASK = "********"
@@ -208,6 +209,18 @@ def load(
     return settings
 
 
+def needs_credentials(settings: Settings) -> None:
+    """Check that SASL has all it needs.
+
+    Raises:
+        ConfigError: naming the first setting that is missing.
+    """
+    protocol = settings.get("kafka_security_protocol")
+    for name in ("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password"):
+        if "SASL" in protocol and settings.get(name) is None:
+            raise ConfigError(name, f"is needed for kafka_security_protocol = {protocol}")
+
+
 def flags_of(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Words of a command line as settings by name, and what is left; a flag without a value is on.
 
@@ -302,7 +315,7 @@ def _apply(settings: Settings, name: str, key: str | None, value: Any, origin: s
     elif key is not None:
         raise ConfigError(shown, f"{name} takes one value for everything (from {origin})")
     else:
-        settings.values[name] = _convert(name, _read(value, one.type) if plain else value, one.type, origin)
+        settings.values[name] = _convert(name, _read(value, one.type) if plain else value, one.type, origin, secret=one.secret)
     settings.origins[name] = origin
 
 
@@ -315,7 +328,13 @@ def _is_one(value: Any, item_type: Any) -> bool:
     return True
 
 
-def _convert(shown: str, value: Any, kind: Any, origin: str) -> Any:
+def short(value: Any) -> str:
+    """A wrong value as it is told, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…" + text[-1]
+
+
+def _convert(shown: str, value: Any, kind: Any, origin: str, *, secret: bool = False) -> Any:
     allows_none = type(None) in get_args(kind)
     if allows_none and (value is None or (isinstance(value, str) and value.lower() in ("off", "null", "none", ""))):
         return None
@@ -328,8 +347,5 @@ def _convert(shown: str, value: Any, kind: Any, origin: str) -> Any:
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as exc:
-        text = str(exc)
-        if get_origin(kind) is Literal or any(get_origin(one) is Literal for one in get_args(kind)):
-            choices = get_args(kind) if get_origin(kind) is Literal else next(get_args(one) for one in get_args(kind) if get_origin(one) is Literal)
-            text = f"expected {' or '.join(choices)}"
+        text = f"expected {expected(kind)}, got {short(value)}" if is_plain(kind) and not secret else str(exc)
         raise ConfigError(shown, f"{text[:1].lower()}{text[1:]} (from {origin})") from None

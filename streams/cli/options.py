@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..settings import TOML, Settings, load
+from ..errors import ConfigError
+from ..settings import TOML, Settings, load, needs_credentials
 from . import service
 
 Config = Annotated[str | None, Parameter(help="settings file (default: pulsefold.toml in this folder, if there)")]
@@ -30,7 +31,15 @@ def settings_of(config: str | None, **flags: Any) -> Settings:
 
 
 def security(found: Settings) -> dict[str, Any]:
-    """librdkafka's settings for a protected Kafka."""
+    """librdkafka's settings for a protected Kafka.
+
+    Raises:
+        ConfigError: a part of the credentials, or the certificates' file, is missing.
+    """
+    needs_credentials(found)
+    cafile = found.get("kafka_ssl_cafile")
+    if cafile is not None and not Path(cafile).is_file():
+        raise ConfigError("kafka_ssl_cafile", f"there is no file {cafile}")
     names = {
         "security.protocol": "kafka_security_protocol",
         "sasl.mechanism": "kafka_sasl_mechanism",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ def publish(
 
     found = settings_of(config, bootstrap=bootstrap, topic_prefix=topic_prefix)
     theirs = security(found)
+    if file != "-" and not os.access(file, os.R_OK):  # told before a broker is waited for
+        raise ConfigError(file, "cannot be read: there is no such file" if not os.path.exists(file) else "cannot be read")
     admin.partition_counts(found.get("bootstrap"), [found.get("topic_prefix") + "judgments"], security=theirs)
     refused: list[dict[str, Any]] = []
     accepted = 0

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,6 +120,8 @@ def run(command: str, words: list[str]) -> int:
         usage(command)
         return 0
     flags, left = flags_of(words)
+    if words[-1:] == ["--config"] or any(word == "--config" and after.startswith("--") for word, after in pairwise(words)):
+        raise ConfigError("config", "expected the name of a file after --config")
     if left:
         raise ConfigError(left[0], f"{command} takes settings as flags only, such as --bootstrap HOST:PORT")
     if command == "demo":
