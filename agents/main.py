@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from streams.errors import PulsefoldError
+from streams.errors import ConfigError, PulsefoldError
 
 
 def parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -60,19 +64,17 @@ def worker(flags: dict[str, Any]) -> int:
         for found in problems:
             print(f"pulsefold: {found}", file=sys.stderr)
         return 2
-    host, port = settings.get("web_host"), settings.get("web_port")
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            print(f"pulsefold: web_port: {host}:{port} cannot be served ({exc.strerror}); choose another with --web-port", file=sys.stderr)
-            return 2
+    check_address(settings.get("web_host"), settings.get("web_port"))
+    check_folder(settings.get("data_dir"))
     import faust
 
     app = build(settings)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    run = faust.Worker(app, loglevel=settings.get("log_level").upper(), quiet=True, redirect_stdouts=False)
+    level = settings.get("log_level")
+    if level == "info":  # a few lines of our own, and what is wrong; each start and stop of each part of Faust is for debug
+        tell(app, settings)
+    run = faust.Worker(app, loglevel="WARNING" if level == "info" else level.upper(), quiet=True, redirect_stdouts=False)
+    run.spinner = None  # it would write escape sequences into logs
     app.engine.on_refused = lambda: signal.raise_signal(signal.SIGTERM)
     try:
         run.execute_from_commandline()
@@ -81,6 +83,58 @@ def worker(flags: dict[str, Any]) -> int:
             raise app.engine.refused from None
         return int(left.code or 0)
     return 0
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises:
+    ConfigError: HTTP cannot be served there.
+    """
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as exc:
+        raise ConfigError("web_host", f"{host} is no address of this machine ({exc.strerror})") from None
+    with socket.socket(kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as exc:
+            if exc.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError("web_host", f"{host} is no address of this machine") from None
+            raise ConfigError("web_port", f"{host}:{port} cannot be served ({exc.strerror}); choose another with --web-port") from None
+
+
+def check_folder(folder: str | None) -> None:
+    """Raises:
+    ConfigError: nothing can be kept there.
+    """
+    if folder is not None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError("data_dir", f"{folder} cannot be made ({exc.strerror})") from None
+        if not os.access(folder, os.W_OK):
+            raise ConfigError("data_dir", f"{folder} cannot be written to")
+
+
+def tell(app: Any, settings: Any) -> None:
+    """Say where the worker is, when its tables are there, and when it has ended."""
+
+    def say(text: str) -> None:
+        print(f"pulsefold worker: {text}", file=sys.stderr, flush=True)
+
+    host, port, begun = settings.get("web_host"), settings.get("web_port"), time.monotonic()
+    say(f"folding {settings.get('topic_prefix')}* of {settings.get('bootstrap')} as {settings.get('app_id')}; page and API at http://{host}:{port}/")
+
+    async def told() -> None:
+        while not app.engine.ready:
+            await app.engine.sleep(0.1)
+        say(f"tables restored after {time.monotonic() - begun:.1f} s; Ctrl-C stops it")
+
+    async def bye(*_: Any, **__: Any) -> None:
+        say("stopping: what was folded is written, then the partitions are given up")
+
+    app.task(told)
+    app.on_before_shutdown.connect(bye, weak=False)
 
 
 def config(flags: dict[str, Any]) -> int:

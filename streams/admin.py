@@ -132,11 +132,12 @@ def check_topics(settings: _Gets, *, security: Mapping[str, Any] | None = None, 
     bootstrap = settings.get("bootstrap")
     client = _client(bootstrap, security)
     there = _topics(client, bootstrap, timeout_s)
-    problems = []
+    problems: list[str] = []
+    missing: list[str] = []
     present = []
     for spec in specs(settings):
         if spec.name not in there:
-            problems.append(f"{spec.name}: missing on {bootstrap}; create with: pulsefold topics create --bootstrap {bootstrap}")
+            missing.append(spec.name)
         else:
             present.append(spec)
             if spec.counted and there[spec.name] != spec.partitions:
@@ -144,6 +145,10 @@ def check_topics(settings: _Gets, *, security: Mapping[str, Any] | None = None, 
                 if spec.of is not None and there.get(spec.of) == spec.partitions:
                     way_out = "delete it and run pulsefold topics create; the tables are then rebuilt from the log"
                 problems.append(f"{spec.name}: has {there[spec.name]} partitions, the setting partitions says {spec.partitions}; {way_out}")
+    if missing:
+        prefix = settings.get("topic_prefix")
+        flags = f"--bootstrap {bootstrap}" + ("" if prefix == "pulsefold." else f" --topic-prefix {prefix}")
+        problems.insert(0, f"{', '.join(missing)}: missing on {bootstrap}; create with: pulsefold topics create {flags}")
     if is_embedded(bootstrap, security=security):
         return problems
     futures = client.describe_configs([ConfigResource(ResourceType.TOPIC, spec.name) for spec in present]) if present else {}

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError, PulsefoldError
+from ..expected import expected
 from ..settings import SERVICE, flags_of, load
 from .output import clean
 
@@ -100,6 +101,8 @@ def config(*words: Words) -> int:
     return run("config", list(words))
 
 
+WITH_VALUE = frozenset(one.name for one in SERVICE if "on" not in expected(one.type).split(" or "))
+"""Settings that a flag alone does not turn on."""
 COMMANDS: dict[str, Callable[..., int]] = {"worker": worker, "replay": replay, "demo": demo, "config": config}
 _OWN_FLAGS = {
     "worker": [("config", "FILE", "settings file (default: pulsefold.toml in this folder, if there)")],
@@ -120,8 +123,10 @@ def run(command: str, words: list[str]) -> int:
         usage(command)
         return 0
     flags, left = flags_of(words)
-    if words[-1:] == ["--config"] or any(word == "--config" and after.startswith("--") for word, after in pairwise(words)):
-        raise ConfigError("config", "expected the name of a file after --config")
+    for word, after in pairwise([*words, "--"]):
+        name = word[2:].replace("-", "_")
+        if word.startswith("--") and after.startswith("--") and (name == "config" or name in WITH_VALUE):
+            raise ConfigError(name, f"expected a value after {word}")
     if left:
         raise ConfigError(left[0], f"{command} takes settings as flags only, such as --bootstrap HOST:PORT")
     if command == "demo":
