@@ -3,20 +3,29 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.demo
 SEEDS ?= 100000
 ARGS ?=
 
 .PHONY: demo test check lint types bench kafka simulate clean
 .DEFAULT_GOAL := check
 
-$(STAMP): pyproject.toml
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pulsefold needs Python 3.11 or later; name one: make PYTHON=python3.12 …" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $(STAMP)
+	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment can be made; on Debian: apt-get install python3-venv" >&2; exit 2; }
 
-demo: $(STAMP)  ## broker, worker and real training on this machine
-	$(BIN)/pulsefold demo $(ARGS)
+$(STAMP): pyproject.toml | $(VENV)/bin/python
+	@echo "installing what tests and checks need into $(VENV) (once, some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP) $(DEMO_STAMP)
+
+$(DEMO_STAMP): pyproject.toml | $(VENV)/bin/python
+	@echo "installing what the demo needs into $(VENV) (once, a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[service,demo]'
+	@touch $(DEMO_STAMP)
+
+demo: $(DEMO_STAMP)  ## broker, worker and real training on this machine
+	@$(BIN)/pulsefold demo $(ARGS)
 
 test: $(STAMP)  ## unit, functional, packaging, browser and real-Kafka tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/simulation tests/functional tests/packaging $(ARGS)

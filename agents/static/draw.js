@@ -23,7 +23,7 @@ const four = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 export const missing = (x) => x === null || x === undefined || (typeof x === "number" && !Number.isFinite(x));
 export const count = (x) => (missing(x) ? NONE : Math.abs(x) < 1e6 ? whole.format(x) : short.format(x));
 export const score = (x) => (missing(x) ? NONE : Number(x).toFixed(3));
-export const percent = (x) => (missing(x) ? NONE : Number(x).toFixed(Math.abs(x) >= 99.95 || x === 0 ? 0 : 1) + " %");
+export const percent = (x) => (missing(x) ? NONE : Math.abs(x) >= 99.95 || x === 0 ? whole.format(x) + " %" : Number(x).toFixed(1) + " %");
 /** Four significant digits; very small and very large numbers with an exponent. */
 export function value(x) {
   if (missing(x)) return NONE;
