@@ -198,7 +198,7 @@ class Demo:
         say("What to look at on the page, for about " + ("20 seconds" if self.leave else "a minute and a half") + ":")
         say("  [bold]digits-a[/]         learns to read digits: its goals are reached, its trust grows")
         say("  [bold]cancer-b[/]         has a budget of $0.005 a day and will pass it: Alerts, Costs")
-        say("  [bold]digits-drifting[/]  has its inputs fade at 40 % of the way: Variables, Trust, Goals;")
+        say("  [bold]digits-drifting[/]  has its inputs fade at 40 %: Variables, Trust, Goals;")
         say("                   a judge that sees only its training loss will be wrong: Trust\n")
 
     def alive(self, worker: subprocess.Popen[bytes]) -> None:
