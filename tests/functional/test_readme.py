@@ -177,7 +177,7 @@ def test_make_has_these_targets_and_they_run_the_command_of_that_name(block: Blo
     for line in block.text.splitlines():
         words = shlex.split(line)
         assert words[0] == "make"
-        shown = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        shown = subprocess.run([*words, "--dry-run", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         flags = [word.removeprefix("ARGS=") for word in words[2:]]
         assert shown.rstrip().splitlines()[-1].split()[-1 - len(flags) :] == ["demo", *flags]
 

@@ -57,10 +57,10 @@ def test_two_workers_and_a_killed_one_give_one_decay_a_tick(embedded: EmbeddedBr
     workers = [WorkerProcess(embedded.bootstrap, tmp_path, environment=SCHEDULE, partitions=4).start() for _ in range(2)]
     try:
         observe(embedded)
-        workers[0].until(lambda: len(commands(on_topics("judgments"))) >= 2)
-        owner = next(
-            w for w in workers if any(p["topic"] == "pulsefold.judgments" and p["partition"] == 0 and p["owner"] for p in w.get("/status")["partitions"])
-        )
+        for worker in workers:
+            worker.until(lambda: len(commands(on_topics("judgments"))) >= 2)
+        workers[0].until(lambda: any(map(owns_the_first, workers)))
+        owner = next(filter(owns_the_first, workers))
         other = next(w for w in workers if w is not owner)
         owner.kill()
         n = len(commands(on_topics("judgments")))
