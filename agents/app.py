@@ -25,6 +25,7 @@ from tables.trust import ScheduledDecay, Trust
 
 from . import seam
 from .auth import Tokens
+from .cleared import ClearedAlerts
 from .clock import Clock
 from .engine import Engine, EngineConfig
 from .http import Routes
@@ -241,6 +242,7 @@ def build(settings: Settings) -> seam.App:
     engine.add_dependency(rules)
     engine.add_dependency(scores)
     engine.add_dependency(ticks)
+    engine.add_dependency(ClearedAlerts(engine, rules))
     limit = settings.get("dead_letters_per_minute")
     if limit is not None:
         engine.add_dependency(LetterRate(engine, rules, limit, settings.get("dead_letters_tenant")))

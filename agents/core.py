@@ -17,19 +17,25 @@ The rules this file keeps, for one source partition s and its changelog partitio
 6. **Epochs.** Results of an earlier ownership (acks, chunks) change nothing of the present one.
 7. **Repair.** A row appended after a newer one of its key (a zombie's late write) would win compaction; the owner writes
    the newer one again.
-8. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
+8. **Tombstones last.** A cleared row is written as a grave first, a row like any other. Its tombstone follows when the grave and
+   everything below is durable, so nothing that it would be needed for is folded again. What is written late over a tombstone,
+   or a tombstone over a newer row, is repaired as in 7.
+9. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
    writes the same, or they are written on regaining.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streams.errors import TopicProblem
 from tables.dedupe import IDS
-from tables.partition import COUNTERS, HEAD, Output, Partition, Record
-from tables.rows import Row, parse_wire_key
+from tables.partition import CLEARED, COUNTERS, GRAVE, HEAD, OWN, Output, Partition, Record
+from tables.rows import Row, parse_wire_key, wire_key
+
+MOST_TOMBSTONES = 20_000
+"""In one flush."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,16 +43,19 @@ class Flush:
     """What one partition has to write: first `outputs`, then `rows`; answered by `Core.acked` or `Core.failed`.
 
     Attributes:
-        rows: changelog (key, value) in rank order; they go to the changelog partition of the same number.
+        rows: changelog (key, value) in rank order; they go to the changelog partition of the same number. The last may be
+            tombstones, with a value of None.
+        graves: what those are of.
         upto: every record below this offset is in these rows or earlier ones.
     """
 
     shard: Shard
     epoch: int
     outputs: list[Output]
-    rows: list[tuple[bytes, bytes]]
+    rows: list[tuple[bytes, bytes | None]]
     marks: list[tuple[int, Row, int]]
     upto: int
+    graves: list[tuple[int, Row]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,7 @@ class Shard:
         publish_from: outputs of records below it are on the log already.
         followed: next changelog offset the follower will read.
         goal: changelog end that must be followed before folding.
+        entombed: graves whose tombstones were written and not met by the follower yet.
         written: rows of ours that the follower has not met yet, by changelog key.
     """
 
@@ -104,6 +114,7 @@ class Shard:
         self.flushing: Flush | None = None
         self.waiting: tuple[int, int, int] | None = None
         self.regressed: set[tuple[int, Row]] = set()
+        self.entombed: set[tuple[int, Row]] = set()
         self.written: dict[bytes, tuple[int, Row]] = {}
         self.n_stale = 0
         self.n_repaired = 0
@@ -157,6 +168,7 @@ class Core:
         shard.safe = None
         shard.goal = None
         shard.written = {}
+        shard.entombed = set()
         shard.partition.window.forget()
 
     def _maybe_ready(self, shard: Shard) -> None:
@@ -167,6 +179,7 @@ class Core:
         known = max(shard.publish_from, logged_done + 1)
         partition.outputs = [out for out in partition.outputs if out.offset >= known]
         shard.next = max(partition.restored(), shard.log_start)
+        shard.regressed = {(index, row) for index, row in shard.regressed if partition.current(index, row)}
         for index, row in shard.regressed:
             partition.dirty[index].add(row)
         shard.n_repaired += len(shard.regressed)
@@ -221,16 +234,33 @@ class Core:
     def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
         """Everything of the partition that is to be written now; None where there is nothing, or a flush is under way."""
         partition = shard.partition
-        if not shard.ready or not partition.whole or shard.flushing is not None or not shard.dirty():
+        if not shard.ready or not partition.whole or shard.flushing is not None:
+            return None
+        graves = self.overdue(shard) if partition.graves else []
+        if not graves and not shard.dirty():
             return None
         outputs, partition.outputs = partition.outputs, []
-        rows, marks, written = [], [], shard.written
+        rows: list[tuple[bytes, bytes | None]] = []
+        marks, written = [], shard.written
         for key, value, row, index in partition.drain():
             rows.append((key, value))
             marks.append((index, row, row.applied))
             written[key] = index, row
-        shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next)
+        wires = [table.wire for table in partition.schema.tables]
+        rows += [(wire_key(wires[index], row.tenant, row.key), None) for index, row in graves]
+        shard.entombed.update(graves)
+        shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next, graves)
         return shard.flushing
+
+    def overdue(self, shard: Shard) -> list[tuple[int, Row]]:
+        """Graves whose tombstones may be written: they and everything below are durable."""
+        partition, safe, found = shard.partition, shard.safe or 0, []
+        for (index, tenant, key), row in list(partition.graves.items()):
+            if partition.alive(index, tenant, key):
+                del partition.graves[(index, tenant, key)]  # its row is newer, and will be written
+            elif row.applied < safe and row not in partition.dirty[index] and (index, row) not in shard.entombed:
+                found.append((index, row))
+        return found[:MOST_TOMBSTONES]
 
     def acked(self, flush: Flush) -> None:
         """Outputs and rows of the flush are durable."""
@@ -245,13 +275,14 @@ class Core:
         """The flush may be on the log in part or not at all: everything of it is written again, in rank order."""
         if flush.epoch == flush.shard.epoch:
             self._put_back(flush)
+            flush.shard.entombed.difference_update(flush.graves)
             flush.shard.flushing = None
 
     def _put_back(self, flush: Flush) -> None:
         partition = flush.shard.partition
         partition.outputs[:0] = flush.outputs
         for index, row, applied in flush.marks:
-            if applied > row.logged or (index, row) in flush.shard.regressed:
+            if (applied > row.logged or (index, row) in flush.shard.regressed) and partition.current(index, row):
                 partition.dirty[index].add(row)
 
     def committable(self) -> dict[tuple[str, int], int]:
@@ -297,8 +328,11 @@ class Core:
                     continue
             wire, tenant, parts = parse_wire_key(key)
             table = by_wire.get(wire)
-            if table is None or value is None:
-                continue  # rows of another version of a fold; tombstones of dropped ones
+            if table is None:
+                continue  # rows of another version of a fold
+            if value is None:
+                self._tombstone(shard, table.index, tenant, parts)
+                continue
             version, made_of = unpack(value)
             if made_of != identity and made_of and identity:
                 raise WrongIdentity(partition.topic)
@@ -307,18 +341,26 @@ class Core:
             if space is None:
                 space = spaces[index][tenant] = {}
             row = space.get(parts)  # type: ignore[assignment]  # None is looked at in the next line
+            if row is None and (index, tenant, parts) in partition.graves:
+                if self._at_grave(shard, partition.graves[(index, tenant, parts)], index, version, value):
+                    changed.append((index, space[parts]))
+                continue
             if row is None:
+                if len(value) == HEAD.size:
+                    self._buried(shard, index, Row(tenant, parts, version, version, GRAVE))
+                    continue
                 row = space[parts] = Row(tenant, parts, version, version, value[12:])
+                if version <= partition.cleared_at(tenant) and table not in OWN:
+                    self._resurrected(shard, index, row)
+                    continue
                 changed.append((index, row))
+                if table is CLEARED:
+                    self._cleared(shard, row)
                 if shard.ready:
                     self._overtaken(shard, index)
                 continue
             if version < row.logged:
-                shard.n_stale += 1
-                shard.regressed.add((index, row))
-                if shard.ready:
-                    partition.dirty[index].add(row)
-                    shard.n_repaired += 1
+                self._stale(shard, index, row)
                 continue
             if shard.regressed:
                 shard.regressed.discard((index, row))
@@ -328,7 +370,13 @@ class Core:
                 if version > row.applied:
                     row.applied = version
                     row.state = value[12:]
+                    if len(value) == HEAD.size:
+                        del space[parts]
+                        self._buried(shard, index, Row(tenant, parts, version, version, GRAVE))
+                        continue
                     changed.append((index, row))
+                    if table is CLEARED:
+                        self._cleared(shard, row)
                     if shard.ready:
                         self._overtaken(shard, index)
         shard.n_followed += n
@@ -337,6 +385,79 @@ class Core:
         if shard.ready and shard.flushing is None and not shard.dirty():
             shard.safe = shard.next  # another worker's rows made ours durable
         return changed
+
+    def _buried(self, shard: Shard, index: int, grave: Row) -> None:
+        """Another worker has cleared a row."""
+        shard.partition.graves[(index, grave.tenant, grave.key)] = grave
+        if shard.ready:
+            shard.partition.pass_over(grave)
+
+    def _at_grave(self, shard: Shard, grave: Row, index: int, version: int, value: bytes) -> bool:
+        """A row of a key in its grave was read; True where it is a new one."""
+        partition = shard.partition
+        if version < grave.logged:
+            self._stale(shard, index, grave)
+            return False
+        shard.regressed.discard((index, grave))
+        grave.logged = version
+        if version < grave.applied:
+            return False
+        partition.dirty[index].discard(grave)
+        if len(value) == HEAD.size:
+            grave.applied = version
+            self._buried(shard, index, grave)
+            return False
+        if version == grave.applied:
+            return False
+        if version <= partition.cleared_at(grave.tenant):  # a zombie's, from between two clearings
+            grave.applied = partition.cleared_at(grave.tenant)
+            self._stale(shard, index, grave)
+            return False
+        del partition.graves[(index, grave.tenant, grave.key)]
+        partition.space(partition.schema.tables[index], grave.tenant)[grave.key] = Row(grave.tenant, grave.key, version, version, value[HEAD.size :])
+        return True
+
+    def _tombstone(self, shard: Shard, index: int, tenant: str, key: tuple[str, ...]) -> None:
+        """A tombstone was read: of a grave, or a late one over a row that is newer."""
+        partition = shard.partition
+        grave = partition.graves.get((index, tenant, key))
+        if grave is not None and grave.logged >= grave.applied:  # else it is the tombstone of an earlier grave
+            del partition.graves[(index, tenant, key)]
+            partition.dirty[index].discard(grave)
+            shard.regressed.discard((index, grave))
+            shard.entombed.discard((index, grave))
+        row = partition.spaces[index].get(tenant, {}).get(key)
+        if row is not None and row.logged >= 0:
+            self._stale(shard, index, row)
+
+    def _stale(self, shard: Shard, index: int, row: Row) -> None:
+        """What is last on the changelog is older than this row: its owner writes it again."""
+        shard.n_stale += 1
+        shard.regressed.add((index, row))
+        if shard.ready:
+            shard.partition.dirty[index].add(row)
+            shard.n_repaired += 1
+
+    def _resurrected(self, shard: Shard, index: int, row: Row) -> None:
+        """A row from before its tenant was cleared is on the changelog, behind its tombstone or without one."""
+        partition = shard.partition
+        del partition.spaces[index][row.tenant][row.key]
+        grave = partition.bury(index, row, partition.cleared_at(row.tenant))
+        if not shard.ready:
+            partition.dirty[index].discard(grave)
+        self._stale(shard, index, grave)
+
+    def _cleared(self, shard: Shard, cleared: Row) -> None:
+        """A tenant was cleared: rows from before that are here can only be a zombie's."""
+        partition, at = shard.partition, shard.partition.cleared_at(cleared.tenant)
+        if shard.ready:
+            partition.pass_over(cleared)
+        for table in partition.schema.tables:
+            if table in OWN:
+                continue
+            for row in [row for row in partition.spaces[table.index].get(cleared.tenant, {}).values() if row.applied <= at]:
+                shard.regressed.discard((table.index, row))
+                self._resurrected(shard, table.index, row)
 
     def _overtaken(self, shard: Shard, index: int) -> None:
         """Another worker's row is ahead of the owner: it still writes, or wrote before it lost the partition."""

@@ -20,7 +20,7 @@ from mode import Service
 
 from streams.errors import ConfigError, PulsefoldError, TopicProblem
 from tables.dedupe import IDS
-from tables.partition import Bounds, Output, Partition, Schema
+from tables.partition import GRAVE, Bounds, Output, Partition, Schema
 from tables.rows import Row
 
 from .board import Board
@@ -369,7 +369,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             if flush is not None:
                 flushes.append(flush)
                 for told in self.on_changed:
-                    told(shard, [(index, row) for index, row, _ in flush.marks])
+                    told(shard, [(index, row) for index, row, _ in flush.marks if row.state is not GRAVE])
                 await asyncio.sleep(0)
         if not flushes:
             await asyncio.sleep(0.001)
@@ -408,6 +408,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.core.acked(flush)
             self.n["rows"] += len(flush.rows)
             self.n["outputs"] += len(flush.outputs)
+            if shard.partition.graves and self.core.overdue(shard):
+                self._wake.set()
 
     async def send(self, topic: str, value: bytes, *, key: bytes, partition: int | None = None) -> Any:
         """Publish one record under its full topic name, trying again for `retry_s`; its id must be deterministic, it may come twice.
@@ -455,7 +457,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 batches.append(batch)
                 batch = self.producer.create_batch()
                 if batch.append(key=key, value=value, timestamp=None) is None:
-                    raise RuntimeError(f"a row of {len(value)} bytes does not fit into a batch: {key[:200]!r}")
+                    raise RuntimeError(f"a row of {len(value or b'')} bytes does not fit into a batch: {key[:200]!r}")
         batches.append(batch)
         acks = []
         for full in batches:

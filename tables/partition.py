@@ -21,7 +21,7 @@ import numpy as np
 
 from streams.codec import InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
-from streams.events import ClockTicked, MetricRecorded
+from streams.events import ClockTicked, MetricRecorded, TenantCleared
 
 from .dedupe import IDS, SLICE, Window, redriven
 from .fold import Absorbed, Fold, Refused
@@ -94,6 +94,12 @@ class Watermark(msgspec.Struct, array_like=True):
     time_us: int = -(2**62)
 
 
+class Cleared(msgspec.Struct, array_like=True):
+    """Offset of the record by which everything of a tenant was cleared here last."""
+
+    offset: int = -1
+
+
 def _applied(row: Row) -> int:
     return row.applied
 
@@ -115,10 +121,21 @@ def _in_time(event: Event, p: Partition) -> None:
         raise Refused("time_in_future", "until: after the record's Kafka timestamp")
 
 
+def _cleared(event: Event, p: Partition) -> None:
+    if event.derivedfrom is not None and event.data.scope == "all":  # type: ignore[attr-defined]  # dispatched by type
+        p.clear(event.tenant)
+
+
 NO_TABLE = (_no_table,)
 IN_FUTURE = InvalidEvent("time_in_future", "time: more than max_future after the record's Kafka timestamp", "time")
 COUNTERS = Table("counters", Counters, rank=0)
 WATERMARK = Table("watermark", Watermark, rank=90)
+CLEARED = Table("cleared", Cleared, rank=98)
+"""Behind every row that a clearing buries, before the ids: where it is on the changelog, all of them are."""
+OWN = (COUNTERS, WATERMARK, IDS, CLEARED)
+"""The partition's own tables, which no clearing touches."""
+GRAVE = b""
+"""State of a row that was cleared and whose tombstone is not on the changelog yet."""
 
 
 class Schema:
@@ -131,7 +148,7 @@ class Schema:
     def __init__(self, folds: Sequence[Fold]) -> None:
         self.folds = list(folds)
         # ours first: they are shared by every schema, so their place must not depend on the folds
-        self.tables: list[Table[Any]] = [COUNTERS, WATERMARK, IDS, *(t for f in folds for t in f.tables)]
+        self.tables: list[Table[Any]] = [*OWN, *(t for f in folds for t in f.tables)]
         self.by_wire: dict[str, Table[Any]] = {}
         for index, table in enumerate(self.tables):
             if table.wire in self.by_wire:
@@ -144,6 +161,7 @@ class Schema:
         for fold in folds:
             for data, handler in fold.handlers.items():
                 self.handlers[data] = (*self.handlers.get(data, ()), handler)
+        self.handlers[TenantCleared] = (*self.handlers.get(TenantCleared, ()), _cleared)  # when the folds have told what they have to
         for fold in folds:
             self.runs.update({data: run for data, run in fold.runs.items() if len(self.handlers[data]) == 1})
         self.repeats: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {}
@@ -181,6 +199,7 @@ class Partition:
         next: the offset expected next.
         outputs: records to publish, in order.
         dirty: changed rows, a set a table.
+        graves: (table index, tenant, key) -> rows that were cleared: nothing reads them, they wait for their tombstones.
         heard: tenant -> Kafka timestamp, milliseconds, of what it sent last, ticks of the clock apart, as far as this process saw it.
         peers: the partitions of the topic whose rows are here, this one among them. Outputs may be made from their rows, rows never.
         whole: False while records are being absorbed, and for good after a fold raised.
@@ -206,6 +225,8 @@ class Partition:
         self.bounds = bounds or Bounds()
         self.spaces: list[dict[str, dict[tuple[str, ...], Row]]] = [{} for _ in schema.tables]
         self.dirty: list[set[Row]] = [set() for _ in schema.tables]
+        self.graves: dict[tuple[int, str, tuple[str, ...]], Row] = {}
+        self._passed: dict[str, int] = {}
         self.outputs: list[Output] = []
         self.offset = -1
         self.time_us = 0
@@ -272,6 +293,54 @@ class Partition:
             return
         self.dirty[table.index].add(row)
 
+    def clear(self, tenant: str) -> None:
+        """Drop every row of a tenant, whoever keeps it, but the watermark.
+
+        What is dropped is gone for every reader at once. On the changelog each row is first written once more, as a grave that
+        has absorbed the current record, so that a refold after a crash finds it absorbed; when that and everything below is
+        durable it becomes a tombstone (`agents.core`). The row of `CLEARED` stays and tells a zombie's late row from a new one.
+        """
+        for table in self.schema.tables:
+            if table in OWN:
+                continue
+            space = self.spaces[table.index].pop(tenant, None) or {}
+            later = {key: row for key, row in space.items() if row.applied > self.offset}  # written before a crash, and refolded now
+            if later:
+                self.spaces[table.index][tenant] = later
+            for key, row in space.items():
+                if key not in later:
+                    self.bury(table.index, row, self.offset)
+        state = self.open(CLEARED, tenant, ())
+        if state is not None:
+            state.offset = self.offset
+
+    def bury(self, index: int, row: Row, applied: int, logged: int | None = None) -> Row:
+        """Put a row into its grave, to be written; it must not be in its space any more.
+
+        Args:
+            applied: offset of the record that cleared it.
+            logged: of the grave; default the row's.
+        """
+        grave = Row(row.tenant, row.key, applied, row.logged if logged is None else logged, GRAVE)
+        self.dirty[index].discard(row)
+        self.dirty[index].add(grave)
+        self.graves[(index, row.tenant, row.key)] = grave
+        return grave
+
+    def cleared_at(self, tenant: str) -> int:
+        """Offset of the record by which everything of the tenant was cleared last, -1 if it never was."""
+        row = self.spaces[CLEARED.index].get(tenant, {}).get(())
+        return -1 if row is None else CLEARED.load(row).offset
+
+    def alive(self, index: int, tenant: str, key: tuple[str, ...]) -> bool:
+        """Whether there is a row of the key (again)."""
+        return key in self.spaces[index].get(tenant, ())
+
+    def current(self, index: int, row: Row) -> bool:
+        """Whether this is still the row (or the grave) of its key."""
+        place = self.spaces[index].get(row.tenant, {}).get(row.key)
+        return place is row or (place is None and self.graves.get((index, row.tenant, row.key)) is row)
+
     def keys(self, table: Table[Any], tenant: str) -> list[tuple[str, ...]]:
         """Keys of a tenant in a table, sorted, so that a command over all of them repeats on replay."""
         space = self.spaces[table.index].get(tenant)
@@ -317,7 +386,21 @@ class Partition:
         """Called on gaining the partition, once its rows are restored; returns the offset to fold next."""
         self.window.restore()
         self.next = self.window.done + 1
+        self._passed = {}
+        for row in self.graves.values():
+            self.pass_over(row)
+        for space in self.spaces[CLEARED.index].values():
+            for row in space.values():
+                self.pass_over(row)
         return self.next
+
+    def pass_over(self, row: Row) -> None:
+        """A grave, or a row of `CLEARED`, is on the changelog: up to that clearing the tenant's records are not folded again.
+
+        All that they put out is on the log, since outputs come before rows; and all that they leave in rows is cleared.
+        """
+        if row.applied >= self.next:
+            self._passed[row.tenant] = max(row.applied, self._passed.get(row.tenant, -1))
 
     def absorb(self, records: Iterable[Record]) -> int:
         """Fold records in offset order; returns how many were new to this partition.
@@ -366,7 +449,8 @@ class Partition:
                     if self._counting:
                         counters.duplicate += 1
                     self.time_us = times[begin]
-                    for handler in self.schema.repeats.get(events[begin].data.__class__, ()):
+                    passed = bool(self._passed) and offset <= self._passed.get(events[begin].tenant, -1)
+                    for handler in () if passed else self.schema.repeats.get(events[begin].data.__class__, ()):
                         with suppress(Absorbed):
                             handler(events[begin], self)
                 begin += 1
@@ -386,6 +470,12 @@ class Partition:
                 begin = end
                 continue
             time_us = self.time_us = times[begin]
+            if self._passed and offset <= self._passed.get(event.tenant, -1):
+                if offset == self._passed[event.tenant]:
+                    self.clear(event.tenant)
+                self._moved(event.tenant, time_us, offset)
+                begin += 1
+                continue
             try:
                 for handler in handlers.get(cls, NO_TABLE):
                     try:  # noqa: SIM105 - a context manager would cost more than the fold
@@ -486,4 +576,6 @@ class Partition:
             wire, dump, identity = table.wire, table.dump, self.identity
             # ids in offset order: a crash must not leave a later segment without the one before it
             for row in sorted(rows, key=_applied) if table is IDS else rows:
+                if row.state is GRAVE and not self.current(index, row):
+                    continue  # there is a row again
                 yield wire_key(wire, row.tenant, row.key), HEAD.pack(row.applied, identity) + dump(row), row, index

@@ -323,7 +323,7 @@ class Performance(Fold):
     def tenant_cleared(self, event: Event, p: Partition) -> None:
         """Begin anew: as a copy, from this record on. Open alerts on agents resolve with reason ``cleared``.
 
-        Scope ``all`` empties the tenant's rows of every table in this partition, whoever keeps it.
+        With scope ``all`` the partition drops the tenant's rows of every table, whoever keeps it, when the folds have told what they have to.
         """
         data: TenantCleared = event.data
         if event.derivedfrom is None:
@@ -331,11 +331,11 @@ class Performance(Fold):
             return
         tenant, kept = event.tenant, self.kept
         self._resolve(event, p)
-        tables: Iterable[Table[Any]] = (*kept.all, *self.series.tables, *self.rl.series.tables)
         if data.scope == "all":
-            tables = (table for fold in p.schema.folds for table in fold.tables)
+            return
+        tables: Iterable[Table[Any]] = (*kept.all, *self.series.tables, *self.rl.series.tables)
         for table in tables:
-            if data.scope == "all" or table is not kept.switch:
+            if table is not kept.switch:
                 for key in p.keys(table, tenant):
                     p.put(table, tenant, key, table.fresh())
 

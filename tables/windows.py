@@ -556,6 +556,6 @@ class Windows(Fold, SeriesWindows):
                 ("learning.performance_score", task, run, data.performance_score),
                 ("learning.learning_rate", task, run, data.learning_rate),
                 ("learning.convergence_metric", task, run, data.convergence_metric),
-                ("learning.episode_count", task, run, data.episode_count),
+                ("learning.episode_count", task, run, float(data.episode_count)),
             ),
         )

@@ -92,4 +92,51 @@ class DropsOutputsOfALoss(Core):
         shard.partition.outputs.clear()
 
 
-MUTANTS = (SkipsVersionCheck, CommitsBeforeRows, HearsOldOwnersAcks, NoChainCheck, NoRepair, ForgetsFailedRows, WritesSourcesFirst, DropsOutputsOfALoss)
+class TombstonesAtOnce(Core):
+    """A tombstone does not wait until its grave is durable."""
+
+    def overdue(self, shard: Shard) -> list[tuple[int, Row]]:
+        return [(index, row) for (index, _, _), row in shard.partition.graves.items()]
+
+
+class ForgetsClearings(Core):
+    """A row from before a clearing that is written late lives again."""
+
+    def _resurrected(self, shard: Shard, index: int, row: Row) -> None:
+        shard.partition.space(shard.partition.schema.tables[index], row.tenant)[row.key] = row
+
+
+class LetsTombstonesWin(Core):
+    """A late tombstone over a newer row is not repaired."""
+
+    def _tombstone(self, shard: Shard, index: int, tenant: str, key: tuple[str, ...]) -> None:
+        row = shard.partition.spaces[index].get(tenant, {}).get(key)
+        was = (index, row) in shard.regressed
+        super()._tombstone(shard, index, tenant, key)
+        if row is not None and not was:
+            shard.regressed.discard((index, row))
+            shard.partition.dirty[index].discard(row)
+
+
+class FoldsWhatWasCleared(Core):
+    """After a crash records from before a clearing are folded into what the crash left of its rows."""
+
+    def _maybe_ready(self, shard: Shard) -> None:
+        super()._maybe_ready(shard)
+        shard.partition._passed.clear()
+
+
+MUTANTS = (
+    SkipsVersionCheck,
+    CommitsBeforeRows,
+    HearsOldOwnersAcks,
+    NoChainCheck,
+    NoRepair,
+    ForgetsFailedRows,
+    WritesSourcesFirst,
+    DropsOutputsOfALoss,
+    TombstonesAtOnce,
+    ForgetsClearings,
+    LetsTombstonesWin,
+    FoldsWhatWasCleared,
+)

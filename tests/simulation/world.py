@@ -7,7 +7,8 @@ and lost acks, dropped chunks, seeks) and what befalls them (crash, pause beyond
 At the end the world heals, everybody catches up, and the invariants are checked:
   * every worker's rows equal the pure fold of the log;
   * the outputs on the log are those of the pure fold, none missing, none false (twins allowed);
-  * the committed offset was never ahead of the durable rows and outputs.
+  * the committed offset was never ahead of the durable rows and outputs;
+  * what was cleared has nothing but tombstones on the changelog.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from agents.core import Core, Flush, Refusal, Shard
 from streams.events import TrustObserved
 from tables.dedupe import IDS
 from tables.fold import Fold, Refused
-from tables.partition import Bounds, Output, Partition, Schema
-from tables.rows import Table
+from tables.partition import HEAD, Bounds, Output, Partition, Schema
+from tables.rows import Table, parse_wire_key, wire_key
 
 
 class Last(msgspec.Struct, array_like=True):
@@ -86,6 +87,7 @@ def hash_of(text: str) -> int:
     return value
 
 
+TENANTS = ("a", "a", "a", "b")
 SCHEMA = Schema([Chained()])
 BOUNDS = Bounds(dedupe_window=128)
 
@@ -107,16 +109,20 @@ class Broker:
 
     log: list[list[Rec]]
     ends: list[int]
-    changelog: list[list[tuple[int, bytes, bytes, int]]]
+    changelog: list[list[tuple[int, bytes, bytes | None, int]]]
     changelog_end: list[int]
     outputs: list[list[tuple[int, str, bytes | None, bytes | None]]]
     committed: list[int | None]
     durable: list[int]
     step: int = 0
+    buried: dict[tuple[int, str], int] = field(default_factory=dict)
 
-    def append_rows(self, n: int, rows: Sequence[tuple[bytes, bytes]]) -> None:
+    def append_rows(self, n: int, rows: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Append to a changelog partition."""
         for key, value in rows:
+            if value is not None and len(value) == HEAD.size:
+                place = n, parse_wire_key(key)[1]
+                self.buried[place] = max(HEAD.unpack(value)[0], self.buried.get(place, -1))
             self.changelog[n].append((self.changelog_end[n], key, value, self.step))
             self.changelog_end[n] += 1
 
@@ -133,7 +139,7 @@ class Writing:
     flush: Flush
     n: int
     outputs: list[Output]
-    rows: list[tuple[bytes, bytes]]
+    rows: list[tuple[bytes, bytes | None]]
     lost_ack: bool = False
 
 
@@ -219,6 +225,7 @@ class World:
         self.workers = [Worker(self, name) for name in ("a", "b")]
         self.owners: list[Worker | None] = [None] * parts
         self.produced = 0
+        self.clears = self.rng.choice((0, 0.05, 0.2))
         self.trace: list[str] = []
 
     # ---- the run
@@ -248,6 +255,9 @@ class World:
             raw = self.rng.choice(self.broker.log[n]).value  # delivered twice
         elif self.rng.random() < 0.05:
             raw = b"{not json"
+        elif self.rng.random() < self.clears:
+            event = {"specversion": "1.0", "id": f"c{self.produced}", "source": "sim", "type": "tenant.cleared.v1", "time": "2026-03-02T00:00:30Z"}
+            raw = json.dumps({**event, "tenant": self.rng.choice(TENANTS), "derivedfrom": "x", "data": {"scope": "all"}}).encode()
         else:
             event = {
                 "specversion": "1.0",
@@ -255,6 +265,7 @@ class World:
                 "source": "sim",
                 "type": "trust.observed.v1",
                 "time": f"2026-03-02T00:00:{self.rng.randrange(60):02d}Z",
+                "tenant": self.rng.choice(TENANTS),
                 "data": {"kind": "model", "id": name, "success": self.rng.random() < 0.7},
             }
             raw = json.dumps(event).encode()
@@ -472,6 +483,7 @@ class World:
             and owner.shard(n).ready
             and owner.shard(n).next == self.broker.ends[n]
             and not owner.shard(n).dirty()
+            and not owner.shard(n).partition.graves
             and owner.shard(n).flushing is None
             and owner.position[n] == self.broker.changelog_end[n]
             and (self.broker.committed[n] or 0) == self.broker.ends[n]
@@ -490,8 +502,12 @@ class World:
         expected = self.truth(n, offset)
         newest: dict[bytes, int] = {}
         for _, key, value, _ in self.broker.changelog[n]:
+            if value is None:
+                continue
             newest[key] = max(newest.get(key, -1), int.from_bytes(value[:8], "big", signed=True))
         for key, value, row, _ in expected.drain():
+            if row.applied <= self.broker.buried.get((n, row.tenant), -1):
+                continue  # it is cleared with what is in its grave already
             assert newest.get(key, -1) >= row.applied, (
                 f"partition {n}: committed {offset}, but {key!r} at {row.applied} is not on the changelog ({value[:0]!r})"
             )
@@ -509,6 +525,9 @@ class World:
             assert (self.broker.committed[n] or 0) == self.broker.ends[n], f"partition {n}: committed {self.broker.committed[n]} of {self.broker.ends[n]}"
             expected = self.truth(n)
             wanted = rows_of(expected)
+            live = {wire_key(*key) for key in wanted}
+            kept = {key for _, key, value, _ in self.broker.changelog[n] if value is not None}
+            assert kept <= live, f"partition {n}: still on the changelog {sorted(kept - live)[:3]}"
             for worker in self.workers:
                 found = rows_of(worker.shard(n).partition)
                 assert found == wanted, f"partition {n}: worker {worker.name} differs in {[k for k in wanted if found.get(k) != wanted[k]][:3]}"

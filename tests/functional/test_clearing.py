@@ -1,0 +1,88 @@
+"""Clearing a tenant on a real worker: views, alerts and changelogs forget it, a restart too, and nobody else notices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from streams.broker import EmbeddedBroker
+from streams.topics import SOURCE_TOPICS, changelog_name
+from tables.rows import parse_wire_key
+
+from ..workers import WorkerProcess
+from .conftest import PARTITIONS
+from .test_golden_http import read
+from .test_service import post
+
+
+def events(n: int) -> list[dict[str, Any]]:
+    data = [
+        ("trust.observed.v1", {"kind": "model", "id": f"secret-{n}", "success": True}),
+        ("cost.incurred.v1", {"cost": 9, "model": f"secret-{n}"}),
+        ("goal.created.v1", {"goal_id": f"secret-{n}", "target": 1}),
+        ("forecast.issued.v1", {"forecast_id": "f", "model": "m", "confidence": 0.5, "fragility": 0.9, "inputs": {f"secret-{n}": 1.0}}),
+    ]
+    return [{"id": f"{kind}{n}", "source": "t", "type": kind, "time": "2026-03-02T00:00:00Z", "data": one} for kind, one in data]
+
+
+def last(broker: EmbeddedBroker) -> dict[bytes, bytes | None]:
+    """What compaction would leave of the changelogs."""
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "r", "enable.partition.eof": True, "log_level": 0})
+    places = [TopicPartition(changelog_name("pulsefold.", "pulsefold", topic), n, 0) for topic in SOURCE_TOPICS for n in range(PARTITIONS)]
+    consumer.assign(places)
+    found: dict[bytes, bytes | None] = {}
+    ended = 0
+    while ended < len(places):
+        message = consumer.poll(10)
+        assert message is not None
+        if message.error() is not None:
+            ended += 1
+        else:
+            found[b"%d|" % (message.partition() or 0) + (message.key() or b"")] = message.value()
+    consumer.close()
+    return found
+
+
+def kept(broker: EmbeddedBroker, tenant: str) -> set[str]:
+    """Tables that still have rows of a tenant on the changelog."""
+    parsed = [parse_wire_key(key.partition(b"|")[2]) for key, value in last(broker).items() if value is not None]
+    return {table.split(".")[0] for table, of, _ in parsed if of == tenant}
+
+
+@pytest.mark.timeout(180)
+def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
+    gone, stays = {"X-Tenant": "gone"}, {"X-Tenant": "stays"}
+    for n in range(12):
+        for headers in (gone, stays):
+            assert post(worker, events(n), "application/cloudevents-batch+json", **headers)[0] == 200
+
+    def known(tenant: dict[str, str]) -> list[int]:
+        return [
+            worker.ask("/costs", headers=tenant)[1]["events"],
+            worker.ask("/learning/goals", headers=tenant)[1]["total_goals"],
+            sum(worker.ask(f"/trust/model/secret-{n}", headers=tenant)[0] == 200 for n in range(12)),
+            len(worker.ask("/alerts", headers=tenant, state="open")[1]["alerts"]) and 1,
+        ]
+
+    for headers in (gone, stays):
+        worker.until(lambda headers=headers: known(headers) == [12, 12, 12, 1])
+    before = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts") if message["tenant"] == "stays"]
+    command = {"id": "clear", "source": "t", "type": "tenant.cleared.v1", "time": "2026-03-02T01:00:00Z", "data": {"scope": "all"}}
+    assert post(worker, command, **gone)[1]["results"][0]["accepted"]
+    worker.until(lambda: known(gone) == [0, 0, 0, 0])
+    worker.until(lambda: kept(embedded, "gone") == {"watermark", "cleared"})
+    assert len(kept(embedded, "stays")) > 10
+    worker.kill()
+    worker.start()
+    worker.until(worker.absorbed)
+    assert known(gone) == [0, 0, 0, 0] and known(stays) == [12, 12, 12, 1]
+    assert worker.get("/status")["counts"]["folded"] == 12 * 4 * 2 + 1 + 4 * PARTITIONS
+    told = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts")]
+    assert [message for message in told if message["tenant"] == "stays"] == before
+    resolved = [m["data"] for m in told if m["tenant"] == "gone" and m["type"] == "alert.resolved.v1"]
+    assert resolved and {one["reason"] for one in resolved} == {"cleared"}
+    assert len({one["alert_id"] for one in resolved}) == len(resolved)
+    post(worker, {**events(0)[0], "id": "anew"}, **gone)
+    worker.until(lambda: worker.ask("/trust/model/secret-0", headers=gone)[1].get("observations") == 1)
