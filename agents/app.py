@@ -18,13 +18,14 @@ from streams.derive import event_bytes
 from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
 from streams.outputs import publishing_app
-from streams.settings import Settings, load, needs_credentials
+from streams.settings import Settings, load, needs_credentials, roles
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.partition import Bounds, Partition
 from tables.trust import ScheduledDecay, Trust
 
 from . import seam
 from .auth import Tokens
+from .bare import Bare
 from .cleared import ClearedAlerts
 from .clock import Clock
 from .engine import Engine, EngineConfig
@@ -132,6 +133,11 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
             await self.engine.send(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
 
 
+def bounds(settings: Settings) -> Bounds:
+    """Limits of absorbing."""
+    return Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=settings.get("dedupe_window"))
+
+
 def check_settings(settings: Settings) -> Tokens:
     """The configured tokens, after what can be checked without a broker.
 
@@ -161,7 +167,7 @@ def build(settings: Settings) -> seam.App:
     ours, theirs = security(settings)
     tokens = check_settings(settings)
     host = settings.get("web_host")
-    window = settings.get("dedupe_window")
+    folds = "fold" in roles(settings.get("roles"))
     app = seam.App(
         app_id,
         broker=f"chunk://{bootstrap}",
@@ -198,17 +204,19 @@ def build(settings: Settings) -> seam.App:
         flush_max_s=settings.get("flush_max_ms") / 1000,
         watchdog_s=settings.get("watchdog_s"),
         shutdown_s=settings.get("shutdown_s"),
-        publishes=settings.get("outputs") == "on",
+        publishes=folds and settings.get("outputs") == "on",
+        folds=folds,
+        rebuild=settings.get("rebuild"),
         security=ours,
-        bounds=Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=window),
+        bounds=bounds(settings),
     )
 
-    tables = schema(settings.fold)
+    tables = schema(settings.fold, config.bounds)
     engine = app.engine = Engine(app, config, tables, lambda: discover_partitions(settings, theirs))
-    if settings.get("outputs") != "off":
+    if folds and settings.get("outputs") != "off":
         engine.elect = lambda: publishing_app(bootstrap, prefix, app_id, security=theirs)
     pages = {path: (kind, (STATIC / name).read_bytes()) for path, (kind, name) in PAGES.items() if (STATIC / name).exists()}
-    routes = Routes(engine, tokens, settings, pages)
+    routes = (Routes if "serve" in roles(settings.get("roles")) else Bare)(engine, tokens, settings, pages)
     app.install_routes = routes.install
     app.routes = routes
     rules = Rules(engine, [rule for fold in tables.folds for rule in fold.rules], routes.reader, settings.get("alert_interval_s"))

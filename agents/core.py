@@ -20,7 +20,10 @@ The rules this file keeps, for one source partition s and its changelog partitio
 8. **Tombstones last.** A cleared row is written as a grave first, a row like any other. Its tombstone follows when the grave and
    everything below is durable, so nothing that it would be needed for is folded again. What is written late over a tombstone,
    or a tombstone over a newer row, is repaired as in 7.
-9. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
+9. **Generations apart.** What a partition's rows are made with (`Schema.made_of`) is written before its first row. Where only that
+   of other generations is found, the partition does not become ready, unless this worker was told to rebuild: then it folds from
+   the log's start, beside the other rows.
+10. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
    writes the same, or they are written on regaining.
 """
 
@@ -29,11 +32,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from streams.errors import TopicProblem
 from tables.dedupe import IDS
 from tables.partition import CLEARED, COUNTERS, GRAVE, HEAD, OWN, Output, Partition, Record
 from tables.rows import Row, parse_wire_key, wire_key
 
+SCHEMA = "schema"
+"""First part of the changelog key of what a generation is made of; the second is the generation."""
 MOST_TOMBSTONES = 20_000
 """In one flush."""
 
@@ -96,6 +103,7 @@ class Shard:
         followed: next changelog offset the follower will read.
         goal: changelog end that must be followed before folding.
         entombed: graves whose tombstones were written and not met by the follower yet.
+        generations: what is on the changelog, by generation: what its rows are made with, JSON.
         written: rows of ours that the follower has not met yet, by changelog key.
     """
 
@@ -114,6 +122,7 @@ class Shard:
         self.flushing: Flush | None = None
         self.waiting: tuple[int, int, int] | None = None
         self.regressed: set[tuple[int, Row]] = set()
+        self.generations: dict[str, bytes] = {}
         self.entombed: set[tuple[int, Row]] = set()
         self.written: dict[bytes, tuple[int, Row]] = {}
         self.n_stale = 0
@@ -128,9 +137,14 @@ class Shard:
 
 
 class Core:
-    """The core of one worker over all source partitions that it serves."""
+    """The core of one worker over all source partitions that it serves.
 
-    def __init__(self, partitions: Iterable[Partition]) -> None:
+    Args:
+        rebuild: fold a partition whose rows are all of other generations from its start.
+    """
+
+    def __init__(self, partitions: Iterable[Partition], *, rebuild: bool = False) -> None:
+        self.rebuild = rebuild
         self.shards: dict[tuple[str, int], Shard] = {(p.topic, p.number): Shard(p) for p in partitions}
 
     # ---- ownership
@@ -171,8 +185,12 @@ class Core:
         shard.entombed = set()
         shard.partition.window.forget()
 
+    def differs(self, shard: Shard) -> bool:
+        """Whether the partition's rows are all of other generations, and this worker may not rebuild them."""
+        return bool(shard.generations) and not self.rebuild and shard.partition.schema.generation not in shard.generations
+
     def _maybe_ready(self, shard: Shard) -> None:
-        if not shard.owned or shard.ready or shard.goal is None or shard.followed < shard.goal:
+        if not shard.owned or shard.ready or shard.goal is None or shard.followed < shard.goal or self.differs(shard):
             return
         partition = shard.partition
         logged_done = max((row.logged for row in partition.space(IDS, "").values()), default=-1)
@@ -246,8 +264,10 @@ class Core:
             rows.append((key, value))
             marks.append((index, row, row.applied))
             written[key] = index, row
-        wires = [table.wire for table in partition.schema.tables]
-        rows += [(wire_key(wires[index], row.tenant, row.key), None) for index, row in graves]
+        schema = partition.schema
+        if rows and schema.generation not in shard.generations:
+            rows.insert(0, (wire_key(SCHEMA, schema.generation, ()), msgspec.json.encode(schema.made_of)))
+        rows += [(wire_key(schema.wires[index], row.tenant, row.key), None) for index, row in graves]
         shard.entombed.update(graves)
         shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next, graves)
         return shard.flushing
@@ -269,6 +289,10 @@ class Core:
             return
         shard.flushing = None
         shard.n_rows += len(flush.rows)
+        if flush.rows:
+            schema = shard.partition.schema
+            if schema.generation not in shard.generations:
+                shard.generations[schema.generation] = msgspec.json.encode(schema.made_of)
         shard.safe = shard.next if not shard.dirty() else flush.upto
 
     def failed(self, flush: Flush) -> None:
@@ -328,8 +352,12 @@ class Core:
                     continue
             wire, tenant, parts = parse_wire_key(key)
             table = by_wire.get(wire)
-            if table is None:
-                continue  # rows of another version of a fold
+            if table is None:  # rows of another generation, or what one is made of
+                if wire == SCHEMA and value is not None:
+                    shard.generations[tenant] = value
+                elif wire == SCHEMA:
+                    shard.generations.pop(tenant, None)
+                continue
             if value is None:
                 self._tombstone(shard, table.index, tenant, parts)
                 continue

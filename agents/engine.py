@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import InvalidSessionTimeoutError, KafkaError
 from faust.types import TP
 from mode import Service
@@ -21,10 +22,11 @@ from mode import Service
 from streams.errors import ConfigError, PulsefoldError, TopicProblem
 from tables.dedupe import IDS
 from tables.partition import GRAVE, Bounds, Output, Partition, Schema
-from tables.rows import Row
+from tables.rows import Row, parse_wire_key
 
 from .board import Board
-from .core import Core, Flush, Refusal, Shard, WrongIdentity
+from .core import SCHEMA, Core, Flush, Refusal, Shard, WrongIdentity
+from .generations import other_tables
 from .seam import plain_records
 
 R = TypeVar("R")
@@ -47,6 +49,8 @@ class EngineConfig:
         retry_s: how long a failing write is tried again before the worker stops.
         watchdog_s: with lag and nothing absorbed for this long, the worker stops.
         shutdown_s: bound on the last flush when a partition or the worker goes.
+        folds: False for a worker that only follows: it joins no group and publishes nothing.
+        rebuild: fold anew where the tables on the changelog were made with other settings or versions.
         publishes: publish outputs, whoever is recorded as the app that does.
     """
 
@@ -59,6 +63,8 @@ class EngineConfig:
     watchdog_s: float = 60.0
     shutdown_s: float = 10.0
     publishes: bool = True
+    folds: bool = True
+    rebuild: bool = False
     security: Mapping[str, Any] = field(default_factory=dict)
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -75,7 +81,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     """Folds what the worker owns, follows what everybody writes, and knows what is durable.
 
     Attributes:
-        ready: the tables are restored up to what was on the changelog at the start.
+        restored: the tables are restored up to what was on the changelog at the start.
+        ready: the same, and where they are being rebuilt that has come as far as the old ones were.
         board: the alerts.
         publishes: False in an app that only reads: its outputs are dropped.
         publisher: the app that is recorded as the one that publishes outputs; None where nobody asked.
@@ -108,6 +115,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.by_changelog: dict[TopicPartition, Shard] = {}
         self.alert_partitions: list[TopicPartition] = []
         self.alerts_topic = config.prefix + "alerts"
+        self.restored = False
         self.ready = False
         self.started_at = time.time()
         self.restored_s: float | None = None
@@ -115,7 +123,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.restore_start: dict[TopicPartition, int] = {}
         self.on_changed: list[Callable[[Shard, Iterable[tuple[int, Row]]], None]] = []
         self.ends: dict[tuple[str, int], int] = {}
-        self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0}
+        self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0, "ended_rows": 0}
         self._seeks: dict[TP, int] = {}
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
@@ -124,6 +132,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.refused: PulsefoldError | None = None
         self.on_refused: Callable[[], None] | None = None
         self.log_starts: dict[tuple[str, int], int] = {}
+        self._admin: Any = None
+        self._asked_at = 0.0
         self._promised: dict[Shard, tuple[int, int]] = {}
         self._passed: dict[Shard, int] = {}
 
@@ -147,7 +157,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         for partitions in self.partitions.values():
             for partition in partitions:
                 partition.peers = partitions
-        self.core = Core(p for ps in self.partitions.values() for p in ps)
+        self.core = Core((p for ps in self.partitions.values() for p in ps), rebuild=self.config.rebuild)
         self.by_changelog = {
             TopicPartition(self.config.changelogs[topic], n): self.core.shards[(topic, n)] for topic, count in counts.items() for n in range(count)
         }
@@ -215,13 +225,15 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def on_stop(self) -> None:
         """Close the clients; the last flush was made when the partitions were given up."""
-        for client in (self.follower, self.producer):
-            if client is not None:
-                try:
-                    async with asyncio.timeout(CLOSE_S):
-                        await client.stop()
-                except TimeoutError:  # it would go on delivering what a dead broker does not take
-                    self.log.warning("a Kafka client could not be closed in time; what it had not delivered is folded again")
+        closing = [client.stop for client in (self.follower, self.producer) if client is not None]
+        if self._admin is not None:
+            closing.append(self._admin.close)
+        for close in closing:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await close()
+            except TimeoutError:  # it would go on delivering what a dead broker does not take
+                self.log.warning("a Kafka client could not be closed in time; what it had not delivered is folded again")
 
     async def crash(self, reason: BaseException) -> None:
         """A bug or a lasting failure: nothing is written any more, the worker exits non-zero."""
@@ -490,13 +502,104 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 if changed:
                     for told in self.on_changed:
                         told(shard, changed)
+                if self.restored and self.core.differs(shard):
+                    await self.crash(other_tables(shard))
+                    return
                 await asyncio.sleep(0)
             if not self.ready or any(s.owned and not s.ready for s in self.core.shards.values()):
                 await self._catch_up(positions)
-                if not self.ready and all(positions.get(tp, 0) >= end for tp, end in self.restore_goal.items()):
-                    self.ready = True
+                if not self.restored and all(positions.get(tp, 0) >= end for tp, end in self.restore_goal.items()):
+                    other = next((shard for shard in self.core.shards.values() if self.core.differs(shard)), None)
+                    if other is not None:
+                        await self.crash(other_tables(other))
+                        return
+                    self.restored = True
                     self.restored_s = time.monotonic() - begun
+                if self.restored and not self.ready:
+                    self.ready = await self._rebuilt()
             self._moved.set()
+
+    async def joinable(self) -> None:
+        """Wait until this worker may join the group: until its tables are restored, or it is to stop."""
+        while not (self.restored or self._dead or self.should_stop):
+            self._moved.clear()
+            await self._moved.wait()
+        if self.refused is not None:
+            raise self.refused
+
+    async def _rebuilt(self) -> bool:
+        """Whether tables that are being rebuilt are as far as the old ones were: where the group's offsets are."""
+        rebuilding = [shard for shard in self.core.shards.values() if shard.generations.keys() - {self.schema.generation}]
+        if not rebuilding:
+            return True
+        if time.monotonic() < self._asked_at + 0.5:
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            found = await self._committed([self._source(shard) for shard in rebuilding])
+        except (TimeoutError, KafkaError) as exc:
+            self.log.warning("how far the tables must be rebuilt is not known at the moment: %r", exc)
+            return False
+        return all(self.absorbed(shard) >= found.get(self._source(shard), 0) for shard in rebuilding)
+
+    def _source(self, shard: Shard) -> TopicPartition:
+        return TopicPartition(self.full_names[shard.partition.topic], shard.partition.number)
+
+    async def _committed(self, sources: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """The group's offsets, asked without being in it."""
+        async with asyncio.timeout(10):
+            if self._admin is None:
+                self._admin = AIOKafkaAdminClient(bootstrap_servers=self.config.bootstrap, **self.config.security)
+                await self._admin.start()
+            found = await self._admin.list_consumer_group_offsets(self.config.app_id, partitions=list(sources))
+        return {TopicPartition(tp.topic, tp.partition): at.offset for tp, at in found.items() if at.offset >= 0}
+
+    # ---- after a rebuild
+
+    @Service.task
+    async def _forget(self) -> None:
+        """When a partition of ours is rebuilt, end the rows of other generations with tombstones."""
+        while self.config.rebuild and not self.should_stop:
+            await self.sleep(1.0)
+            for shard in list(self.core.shards.values()):
+                others = shard.generations.keys() - {self.schema.generation}
+                if self.ready and others and shard.ready and shard.safe is not None and shard.safe >= (shard.committed or 0) and self.lag(shard) == 0:
+                    try:
+                        await self._end_rows(shard)
+                    except (TimeoutError, KafkaError) as exc:
+                        self.log.warning("rows of other settings cannot be ended at the moment: %r", exc)
+
+    async def _end_rows(self, shard: Shard) -> None:
+        place = TopicPartition(self.config.changelogs[shard.partition.topic], shard.partition.number)
+        own, epoch = self.schema.generation, shard.epoch
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.config.bootstrap, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", **self.config.security
+        )
+        live: dict[bytes, None] = {}
+        await consumer.start()
+        try:
+            consumer.assign([place])
+            await consumer.seek_to_beginning(place)
+            end = (await consumer.end_offsets([place]))[place]
+            while await consumer.position(place) < end and not self.should_stop:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    for record in records:
+                        table, generation, _ = parse_wire_key(record.key)
+                        if (generation if table == SCHEMA else table.rpartition(".")[2]) == own:
+                            continue
+                        live.pop(record.key, None)
+                        if record.value is not None:
+                            live[record.key] = None
+        finally:
+            await consumer.stop()
+        acks = []
+        for key in sorted(live, key=lambda key: key.startswith(SCHEMA.encode() + b"|")):  # what they are made of comes last
+            if shard.epoch != epoch or not shard.ready:
+                return
+            acks.append(await self.producer.send(place.topic, None, key=key, partition=place.partition))
+        for ack in acks:
+            await ack
+        self.n["ended_rows"] += len(acks)
 
     async def _catch_up(self, positions: dict[TopicPartition, int]) -> None:
         """Let positions pass what is no record: control batches, compacted tails."""
@@ -550,7 +653,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         """Ends of the source partitions, for lag; what the group complains of; and the watchdog."""
         sources = [TopicPartition(self.full_names[t], n) for t, count in self.counts.items() for n in range(count)]
         while not self.should_stop:
-            complaint = await self.app.consumer._thread.complaint()
+            complaint = await self.app.consumer._thread.complaint() if self.config.folds else None
             if isinstance(complaint, InvalidSessionTimeoutError):
                 await self.crash(
                     ConfigError(
@@ -573,7 +676,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 for tp, end in ends.items():
                     self.ends[(self.short_names[tp.topic], tp.partition)] = end
                 await self._follow_commits()
-            for source, at in self.app.consumer.fetch_positions().items():
+            for source, at in self.app.consumer.fetch_positions().items() if self.config.folds else ():
                 owned = self.shard(source)
                 lost = self.core.idle(owned, at) if owned is not None and source not in self._seeks else None
                 if lost is not None:
@@ -601,10 +704,10 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if not behind:
             return
         changelog = {s: TopicPartition(self.config.changelogs[s.partition.topic], s.partition.number) for s in behind}
-        sources = {s: TP(self.full_names[s.partition.topic], s.partition.number) for s in behind}
+        sources = {s: self._source(s) for s in behind}
         try:
             async with asyncio.timeout(5):
-                found = await self.app.consumer._thread.committed_offsets(sources.values())
+                found = await self._committed(list(sources.values()))
                 ends = await self.follower.end_offsets(list(changelog.values()))
         except (TimeoutError, KafkaError) as exc:
             self.log.warning("what other workers have committed is not known at the moment: %r", exc)

@@ -16,7 +16,7 @@ from tables.learning_state import LearningSettings
 from tables.metric_alerts import MetricAlerts, MetricAlertSettings
 from tables.metric_costs import MetricCosts, MetricCostSettings
 from tables.metric_summary import MetricSummary, SummarySettings
-from tables.partition import Schema
+from tables.partition import Bounds, Schema
 from tables.performance import Performance
 from tables.performance_rows import PerformanceSettings
 from tables.trust import Trust, TrustSettings
@@ -65,6 +65,6 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
     ]
 
 
-def schema(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct()) -> Schema:
+def schema(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct(), bounds: Bounds | None = None) -> Schema:
     """Tables and handlers of all folds."""
-    return Schema(folds(settings_of))
+    return Schema(folds(settings_of), bounds)

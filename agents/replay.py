@@ -18,8 +18,9 @@ from rich.progress import Progress
 from tables.dedupe import IDS
 from tables.partition import Partition, Schema
 
-from .app import discover_partitions, load_settings, security
+from .app import bounds, discover_partitions, load_settings, security
 from .core import Core, WrongIdentity
+from .generations import other_tables
 from .registry import schema
 
 
@@ -72,6 +73,9 @@ async def run(settings: Any, tables: Schema, progress: Progress | None = None) -
             core.followed(core.shards[changelog[tp]], ((r.key, r.value) for r in records), records[-1].offset + 1)
 
         await _read(consumer, list(changelog), None, progress, "live tables", restore)
+        other = next((shard for shard in core.shards.values() if core.differs(shard)), None)
+        if other is not None:
+            raise other_tables(other)
         done = {name: max((row.applied for row in p.space(IDS, "").values()), default=-1) for name, p in live.items()}
         sources = {TopicPartition(prefix + t, n): (t, n) for t, n in live}
         starts = await consumer.beginning_offsets(list(sources))
@@ -149,7 +153,7 @@ def replay(flags: dict[str, Any]) -> int:
     """The command: 0 where all is equal, 1 where something differs."""
     as_json = flags.pop("json", None) is not None
     settings = load_settings(flags, flags.pop("config", None))
-    tables = schema(settings.fold)
+    tables = schema(settings.fold, bounds(settings))
     if as_json or not sys.stderr.isatty():
         outcome = asyncio.run(run(settings, tables))
     else:

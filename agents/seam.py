@@ -27,6 +27,7 @@ from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from faust.web.base import BlueprintManager
+from mode import Service
 from mode.utils.futures import notify
 
 from .spread import SpreadAssignor
@@ -312,11 +313,33 @@ class Tables(TableManager):  # type: ignore[misc]  # faust is untyped here
             self.update(ours)
 
 
+class Gate(Service):  # type: ignore[misc]  # mode is untyped here
+    """Lets the consumer join its group only when the tables are restored, so that no partition waits for a cold worker."""
+
+    def __init__(self, engine: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.engine = engine
+
+    async def on_start(self) -> None:
+        """Wait for the engine."""
+        await self.engine.joinable()
+
+
 class Boot(BootStrategy):  # type: ignore[misc]  # faust is untyped here
-    """The engine starts before the consumer and stops after it."""
+    """The engine starts before the consumer and stops after it; a worker that does not fold has no consumer."""
 
     def kafka_consumer(self) -> Iterable[Any]:
-        return [self.app.engine, *super().kafka_consumer()]
+        engine = self.app.engine
+        return [engine, Gate(engine, loop=self.app.loop, beacon=self.app.beacon), *super().kafka_consumer()] if engine.config.folds else [engine]
+
+    def agents(self) -> Iterable[Any]:
+        return super().agents() if self.app.engine.config.folds else []
+
+    def kafka_conductor(self) -> Iterable[Any]:
+        return super().kafka_conductor() if self.app.engine.config.folds else []
+
+    def tables(self) -> Iterable[Any]:
+        return super().tables() if self.app.engine.config.folds else []
 
 
 class App(faust.App):  # type: ignore[misc]  # faust is untyped here

@@ -32,6 +32,7 @@ Window = Annotated[int, msgspec.Meta(ge=64, multiple_of=64)]
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
 From0 = Annotated[float, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern="^[A-Za-z0-9._-]+$")]
+Roles = Annotated[str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$")]
 Prefix = Annotated[str, msgspec.Meta(max_length=100, pattern="^[A-Za-z0-9._-]*$")]
 
 
@@ -77,8 +78,8 @@ SERVICE: tuple[Setting, ...] = (
         "auto",
         "on = publish alerts and derived events; off = only fold and serve; auto = on for the app that was there first",
     ),
-    # This one will take more values when the engine has them; until then any other value is refused, not ignored.
-    Setting("roles", Literal["all"], "all", "what this worker does; all = fold, follow, alert and serve"),
+    Setting("roles", Roles, "all", "what this worker does: all, or some of fold, serve, archive by comma"),
+    Setting("rebuild", bool, False, "fold everything again from the log's start where tables were made with other settings or versions"),
     Setting("clock_ticks", Literal["on", "off"], "on", "clock events by which deadlines and open alerts of a tenant that has fallen silent end"),
     Setting("clock_silence_s", Above0, 600.0, "seconds without a record of a tenant in a partition after which the clock stands in for it"),
     Setting("session_timeout_s", Above0, 6.0, "seconds without a heartbeat after which a worker's partitions go to another"),
@@ -95,6 +96,16 @@ SERVICE: tuple[Setting, ...] = (
     Setting("kafka_sasl_password", str | None, None, "password for SASL", secret=True),
     Setting("kafka_ssl_cafile", str | None, None, "file of the certificate authority"),
 )
+
+
+def roles(text: str) -> frozenset[str]:
+    """The setting `roles` as a set.
+
+    Example:
+        >>> sorted(roles("all")), sorted(roles("fold,serve"))
+        (['archive', 'fold', 'serve'], ['fold', 'serve'])
+    """
+    return frozenset(("fold", "serve", "archive") if text == "all" else text.split(","))
 
 
 @dataclass

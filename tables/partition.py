@@ -10,6 +10,7 @@ The rules this file keeps:
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -138,23 +139,58 @@ GRAVE = b""
 """State of a row that was cleared and whose tombstone is not on the changelog yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of absorbing that are settings.
+
+    Attributes:
+        max_future_us: how far an event's time may lie after the record's Kafka timestamp.
+        dedupe_window: offsets within which a repeated id is a duplicate; a multiple of 64.
+    """
+
+    max_future_us: int = 3_600_000_000
+    dedupe_window: int = 65_536
+
+
+def made_of(tables: Sequence[Table[Any]], bounds: Bounds) -> dict[str, dict[str, Any]]:
+    """Versions of tables and values of settings that rows follow from."""
+    settings: dict[str, Any] = {"max_future_s": bounds.max_future_us / 1e6, "dedupe_window": bounds.dedupe_window}
+    for table in tables:
+        for name, value in msgspec.to_builtins(table.settings).items() if table.settings is not None else ():
+            if settings.setdefault(name, value) != value:
+                settings[f"{table.name}.{name}"] = value
+    return {"tables": {table.name: table.version for table in tables}, "settings": settings}
+
+
 class Schema:
     """The tables and handlers of all folds, indexed once.
 
+    Rows of one schema are never mixed with those of another: a row that is folded anew and one that is not cannot read each other.
+    So the digest of all versions, settings and bounds, the generation, is part of every row's name on the changelog.
+
     Args:
         folds: in the order in which they see an event; one that may refuse a type comes first for it.
+        bounds: limits of absorbing.
+
+    Attributes:
+        made_of: what the generation is a digest of: ``{"tables": {name: version}, "settings": {name: value}}``.
+        wires: name of each table's rows on the changelog, ``NAME.VERSION.GENERATION``.
     """
 
-    def __init__(self, folds: Sequence[Fold]) -> None:
+    def __init__(self, folds: Sequence[Fold], bounds: Bounds | None = None) -> None:
+        self.bounds = bounds or Bounds()
         self.folds = list(folds)
         # ours first: they are shared by every schema, so their place must not depend on the folds
         self.tables: list[Table[Any]] = [*OWN, *(t for f in folds for t in f.tables)]
         self.by_wire: dict[str, Table[Any]] = {}
-        for index, table in enumerate(self.tables):
-            if table.wire in self.by_wire:
-                raise ValueError(f"two tables are named {table.wire}")
+        self.made_of = made_of(self.tables, self.bounds)
+        self.generation = hashlib.sha256(msgspec.json.encode(self.made_of, order="sorted")).hexdigest()[:8]
+        self.wires = [f"{table.name}.{table.version}.{self.generation}" for table in self.tables]
+        for index, (table, wire) in enumerate(zip(self.tables, self.wires, strict=True)):
+            if wire in self.by_wire:
+                raise ValueError(f"two tables are named {table.name}")
             table.index = index
-            self.by_wire[table.wire] = table
+            self.by_wire[wire] = table
         self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
         self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {ClockTicked: (_in_time,)}
         self.runs: dict[type[msgspec.Struct], Callable[[Sequence[Event], Sequence[int], Sequence[int], Partition], None]] = {}
@@ -168,19 +204,6 @@ class Schema:
         for fold in folds:
             for data, handler in fold.repeats.items():
                 self.repeats[data] = (*self.repeats.get(data, ()), handler)
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Limits of absorbing that are settings.
-
-    Attributes:
-        max_future_us: how far an event's time may lie after the record's Kafka timestamp.
-        dedupe_window: offsets within which a repeated id is a duplicate; a multiple of 64.
-    """
-
-    max_future_us: int = 3_600_000_000
-    dedupe_window: int = 65_536
 
 
 class Partition:
@@ -222,7 +245,7 @@ class Partition:
         self.count = count
         self.identity = identity
         self.source = source
-        self.bounds = bounds or Bounds()
+        self.bounds = bounds or schema.bounds
         self.spaces: list[dict[str, dict[tuple[str, ...], Row]]] = [{} for _ in schema.tables]
         self.dirty: list[set[Row]] = [set() for _ in schema.tables]
         self.graves: dict[tuple[int, str, tuple[str, ...]], Row] = {}
@@ -573,7 +596,7 @@ class Partition:
                 continue
             self.dirty[index] = set()
             table = self.schema.tables[index]
-            wire, dump, identity = table.wire, table.dump, self.identity
+            wire, dump, identity = self.schema.wires[index], table.dump, self.identity
             # ids in offset order: a crash must not leave a later segment without the one before it
             for row in sorted(rows, key=_applied) if table is IDS else rows:
                 if row.state is GRAVE and not self.current(index, row):

@@ -46,12 +46,17 @@ class Table(Generic[S]):
         rank: place in a flush. **Readers before what they read**: a table whose fold reads another's rows has the lower rank.
         version: bumped when the meaning of the state changes; rows of another version are never read.
         settings: what the fold reads of the settings; its digest is part of the version.
+
+    Attributes:
+        wire: name, version and digest. (On the changelog a row is named by its schema, see `tables.partition.Schema`.)
     """
 
     def __init__(self, name: str, state: type[S], *, rank: int, version: int = 1, settings: msgspec.Struct | None = None) -> None:
         self.name = name
         self.type = state
         self.rank = rank
+        self.version = version
+        self.settings = settings
         digest = hashlib.sha256(_encode(settings)).hexdigest()[:8] if settings is not None else "0"
         self.wire = f"{name}.{version}.{digest}"
         self.index = -1  # set by the partition's schema

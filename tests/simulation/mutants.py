@@ -22,7 +22,10 @@ class SkipsVersionCheck(Core):
                             from tables.rows import wire_key
 
                             for table in shard.partition.schema.tables:
-                                if rows is shard.partition.spaces[table.index].get(row.tenant) and wire_key(table.wire, row.tenant, row.key) == key:
+                                if (
+                                    rows is shard.partition.spaces[table.index].get(row.tenant)
+                                    and wire_key(shard.partition.schema.wires[table.index], row.tenant, row.key) == key
+                                ):
                                     row.applied = row.logged = -1
         return super().followed(shard, taken, position)
 
