@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,17 +12,18 @@ from typing import Any
 from faust.types import TP
 from mode import Service
 
-from streams.admin import is_embedded, partition_counts, topic_identities
 from streams.derive import event_bytes
 from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
 from streams.outputs import publishing_app
-from streams.settings import Settings, load, needs_credentials, roles
+from streams.settings import Settings, load, roles
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.partition import Bounds, Partition
 from tables.trust import ScheduledDecay, Trust
 
 from . import seam
+from .access import discover_partitions, security
+from .archive import Archive
 from .auth import Tokens
 from .bare import Bare
 from .cleared import ClearedAlerts
@@ -49,40 +49,6 @@ PAGES = {
 def load_settings(flags: dict[str, Any] | None = None, toml: str | None = None) -> Settings:
     """Flags, environment, pulsefold.toml, defaults."""
     return load(flags or {}, os.environ, toml, FOLD_SETTINGS)
-
-
-def security(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How to reach a protected Kafka: keyword arguments for aiokafka, configuration for confluent-kafka.
-
-    Raises:
-        ConfigError: a certificate or a part of the credentials is missing.
-    """
-    protocol = settings.get("kafka_security_protocol") or "PLAINTEXT"
-    ours: dict[str, Any] = {"security_protocol": protocol}
-    theirs: dict[str, Any] = {"security.protocol": protocol}
-    if "SSL" in protocol:
-        cafile = settings.get("kafka_ssl_cafile")
-        try:
-            ours["ssl_context"] = ssl.create_default_context(cafile=cafile)
-        except (OSError, ssl.SSLError) as bad:
-            raise ConfigError("kafka_ssl_cafile", f"{cafile} holds no certificates that can be read ({bad.strerror or bad})") from None
-        if cafile:
-            theirs["ssl.ca.location"] = cafile
-    if "SASL" in protocol:
-        needs_credentials(settings)
-        mechanism, user, password = (settings.get(f"kafka_sasl_{n}") for n in ("mechanism", "username", "password"))
-        ours |= {"sasl_mechanism": mechanism, "sasl_plain_username": user, "sasl_plain_password": password}
-        theirs |= {"sasl.mechanism": mechanism, "sasl.username": user, "sasl.password": password}
-    return ours, theirs
-
-
-def discover_partitions(settings: Settings, security: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], bool]:
-    """Source topic -> number of partitions, and -> 32 bits of its Kafka topic id; whether the broker is the embedded one."""
-    bootstrap, prefix = settings.get("bootstrap"), settings.get("topic_prefix")
-    full = [prefix + topic for topic in SOURCE_TOPICS]
-    counts = partition_counts(bootstrap, full, security=security)
-    identities = topic_identities(bootstrap, full, security=security)
-    return {t: counts[prefix + t] for t in SOURCE_TOPICS}, {t: identities.get(prefix + t, 0) for t in SOURCE_TOPICS}, is_embedded(bootstrap, security=security)
 
 
 class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
@@ -216,7 +182,8 @@ def build(settings: Settings) -> seam.App:
     if folds and settings.get("outputs") != "off":
         engine.elect = lambda: publishing_app(bootstrap, prefix, app_id, security=theirs)
     pages = {path: (kind, (STATIC / name).read_bytes()) for path, (kind, name) in PAGES.items() if (STATIC / name).exists()}
-    routes = (Routes if "serve" in roles(settings.get("roles")) else Bare)(engine, tokens, settings, pages)
+    archive = Archive(settings)
+    routes = (Routes if "serve" in roles(settings.get("roles")) else Bare)(engine, tokens, settings, pages, archive)
     app.install_routes = routes.install
     app.routes = routes
     rules = Rules(engine, [rule for fold in tables.folds for rule in fold.rules], routes.reader, settings.get("alert_interval_s"))
@@ -251,6 +218,7 @@ def build(settings: Settings) -> seam.App:
     engine.add_dependency(scores)
     engine.add_dependency(ticks)
     engine.add_dependency(ClearedAlerts(engine, rules))
+    engine.add_dependency(archive)
     limit = settings.get("dead_letters_per_minute")
     if limit is not None:
         engine.add_dependency(LetterRate(engine, rules, limit, settings.get("dead_letters_tenant")))

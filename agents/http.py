@@ -24,7 +24,9 @@ from streams.keys import record_key
 from tables.fold import BadParameter, NotFound, View
 from tables.reader import PartitionReader
 
+from .archive import Archive
 from .auth import Caller, Denied, Tokens
+from .raw import RAW_VIEWS, RawView, raw_answer
 from .status import openapi, prometheus, status
 
 API = "/api/v1"
@@ -60,6 +62,8 @@ def problem(status_code: int, detail: str, **members: object) -> web.Response:
         404: "Not Found",
         405: "Method Not Allowed",
         413: "Content Too Large",
+        409: "Conflict",
+        501: "Not Implemented",
         503: "Service Unavailable",
     }
     body = {"type": "about:blank", "title": title.get(status_code, "Error"), "status": status_code, "detail": detail, **members}
@@ -79,15 +83,18 @@ class Routes:
         engine: tables, board and producer.
         tokens: who may ask.
         settings: for /status (masked).
+        archive: answers raw queries.
     """
 
-    def __init__(self, engine: Any, tokens: Tokens, settings: Any, pages: Mapping[str, tuple[str, bytes]]) -> None:
+    def __init__(self, engine: Any, tokens: Tokens, settings: Any, pages: Mapping[str, tuple[str, bytes]], archive: Archive) -> None:
         self.engine = engine
         self.tokens = tokens
         self.settings = settings
         self.pages = pages
+        self.archive = archive
         folds = engine.schema.folds
-        self.views = sorted((view for fold in folds for view in fold.views), key=lambda v: (v.path.count("{"), v.path))
+        every: list[View | RawView] = [*(view for fold in folds for view in fold.views), *RAW_VIEWS]
+        self.views = sorted(every, key=lambda v: (v.path.count("{"), v.path))
         self.split = [(view, view.path.split("/")) for view in self.views]
         self.homes = {table.wire: tuple(fold.topics) for fold in folds for table in fold.tables if fold.topics}
         self.n_requests: dict[tuple[str, int], int] = {}
@@ -162,10 +169,12 @@ class Routes:
         """A reader bound to a tenant."""
         return PartitionReader(self.engine.partitions, self.homes, tenant, time.time_ns() // 1000)
 
-    async def view(self, request: web.Request, view: View, found: Mapping[str, str]) -> web.Response:
-        """Answer a table's view."""
+    async def view(self, request: web.Request, view: View | RawView, found: Mapping[str, str]) -> web.Response:
+        """Answer a table's view, or ask the archive."""
         caller = self.caller(request)
         params = convert(request, view.params, found)
+        if isinstance(view, RawView):
+            return await raw_answer(self.archive, request, view, caller.tenant, params, HEADERS, problem)
         reader = self.reader(caller.tenant)
         body = view.answer(reader, params)
         body["lag"] = self.lag(view.topics)
@@ -179,7 +188,7 @@ class Routes:
     async def status(self, request: web.Request) -> web.Response:
         """Counts, lag, tables, settings."""
         caller = self.caller(request)
-        return answer({"tenant": caller.tenant, **status(self.engine, self.settings)})
+        return answer({"tenant": caller.tenant, **status(self.engine, self.settings), "archive": self.archive.status()})
 
     def brief(self, tenant: str) -> dict[str, Any]:
         """What the status stream tells: whether to ask the views again, and how far restoring has come."""

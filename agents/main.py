@@ -53,7 +53,8 @@ def worker(flags: dict[str, Any]) -> int:
     use_uvloop()
     from streams.admin import check_topics
 
-    from .app import build, check_settings, load_settings, security
+    from .access import security
+    from .app import build, check_settings, load_settings
 
     toml = flags.pop("config", None)
     settings = load_settings(flags, toml)

@@ -18,7 +18,8 @@ from rich.progress import Progress
 from tables.dedupe import IDS
 from tables.partition import Partition, Schema
 
-from .app import bounds, discover_partitions, load_settings, security
+from .access import discover_partitions, security
+from .app import bounds, load_settings
 from .core import Core, WrongIdentity
 from .generations import other_tables
 from .registry import schema

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from .core import Shard
+    from .raw import RawView
 
 NAMES = ("folded", "duplicate", "dead_lettered", "late", "expired", "overflow")
 
@@ -155,7 +156,7 @@ def prometheus(engine: Any, routes: Any) -> bytes:
     return generate_latest(registry)
 
 
-def openapi(views: Sequence[View]) -> dict[str, Any]:
+def openapi(views: Sequence[View | RawView]) -> dict[str, Any]:
     """OpenAPI 3.1 of the views and of POST /events."""
     paths: dict[str, Any] = {}
     error = {"description": "Problem details (RFC 9457)", "content": {"application/problem+json": {"schema": {"type": "object"}}}}

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -30,6 +30,8 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Window = Annotated[int, msgspec.Meta(ge=64, multiple_of=64)]
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
+Days = Annotated[float, msgspec.Meta(ge=30)]
+Secret = Annotated[str, msgspec.Meta(min_length=1)]
 From0 = Annotated[float, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern="^[A-Za-z0-9._-]+$")]
 Roles = Annotated[str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$")]
@@ -80,6 +82,11 @@ SERVICE: tuple[Setting, ...] = (
     ),
     Setting("roles", Roles, "all", "what this worker does: all, or some of fold, serve, archive by comma"),
     Setting("rebuild", bool, False, "fold everything again from the log's start where tables were made with other settings or versions"),
+    Setting("archive_dir", str | None, None, "folder of the archive; off = one beside data_dir, and a temporary one with the embedded broker"),
+    Setting("archive_days", Days, 90.0, "days that the archive keeps events, by event time; 30 or more"),
+    Setting("anonymise_key", Secret | None, None, "secret that pseudonyms are made with; set, exports are anonymised unless told otherwise", secret=True),
+    Setting("anonymise_required", bool, False, "on = exports are never given with names"),
+    Setting("anonymise_keep", list[str], [], "fields that anonymising would leave out and that are kept all the same"),
     Setting("clock_ticks", Literal["on", "off"], "on", "clock events by which deadlines and open alerts of a tenant that has fallen silent end"),
     Setting("clock_silence_s", Above0, 600.0, "seconds without a record of a tenant in a partition after which the clock stands in for it"),
     Setting("session_timeout_s", Above0, 6.0, "seconds without a heartbeat after which a worker's partitions go to another"),
@@ -220,7 +227,15 @@ def load(
     return settings
 
 
-def needs_credentials(settings: Settings) -> None:
+class Gets(Protocol):
+    """Settings by name."""
+
+    def get(self, name: str) -> Any:
+        """Value of a setting."""
+        ...
+
+
+def needs_credentials(settings: Gets) -> None:
     """Check that SASL has all it needs.
 
     Raises:

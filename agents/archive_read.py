@@ -1,0 +1,233 @@
+"""Reading archive and tail together, each (topic, partition, offset) once.
+
+The rules this file keeps: whatever a caller gives is bound as a parameter, never put into a query's text; every read is bound
+to one tenant; repeated ids and what no fold takes are left out; and of many files only those are opened that can still matter
+to the page that is asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import duckdb
+
+from .archive_files import Piece
+
+TRIES = 5
+"""Times that a read begins again because a file or table was replaced under it."""
+Key = tuple[Any, ...]
+Row = tuple[Any, ...]
+"""time_us, topic, partition, offset, then the columns asked for."""
+
+
+class TooLong(Exception):
+    """The read took longer than it may."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where the rows of a topic are at one moment.
+
+    Attributes:
+        table: name of the table with the tail, in the archive's database.
+        covered: by partition, the offset up to which (inclusive) the files have everything.
+        ends: by partition, the offset up to which (exclusive) records have been read.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    table: str = ""
+    covered: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+
+
+class Store(Protocol):
+    """What is read."""
+
+    def snapshot(self, topic: str) -> Snapshot:
+        """Where a topic's rows are now."""
+        ...
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for this thread, to be closed."""
+        ...
+
+    def erased(self, topic: str, tenant: str) -> dict[int, int]:
+        """Partition -> offset up to which (inclusive) the tenant's rows are erased."""
+        ...
+
+    def keep_from_us(self, tenant: str) -> int:
+        """Event time before which the tenant's rows are past their time."""
+        ...
+
+    def refresh(self) -> None:
+        """A file was not there: look again what files there are."""
+        ...
+
+    def newest_us(self, tenant: str) -> int | None:
+        """Greatest event time of the tenant, None before its first event."""
+        ...
+
+
+@dataclass
+class Asked:
+    """What rows are wanted.
+
+    Attributes:
+        columns: SQL expressions of ours, beside the place and the time.
+        where: SQL conditions of ours, with named parameters.
+        params: their values.
+        since_us, until_us: event times, inclusive and exclusive.
+        starts: topic -> by partition the first offset wanted; None = all.
+    """
+
+    tenant: str
+    topics: Sequence[str]
+    columns: Sequence[str]
+    where: Sequence[str] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    since_us: int | None = None
+    until_us: int | None = None
+    starts: Mapping[str, Sequence[int]] | None = None
+    whole: bool = False
+    """Also rows that repeat an id, for folding them again."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of rows.
+
+    Attributes:
+        sql: for ORDER BY.
+        key: of a row; smaller comes first.
+        bound: no row of a file of the tenant has a key that comes before this.
+    """
+
+    sql: str
+    key: Callable[[Row], Key]
+    bound: Callable[[Piece, str], Key]
+
+
+NEWEST = Order('time DESC, partition DESC, "offset" DESC', lambda row: (-row[0], row[1], -row[2], -row[3]), lambda piece, tenant: (-piece.span(tenant)[1],))
+OLDEST = Order('time, topic, partition, "offset"', lambda row: row[:4], lambda piece, tenant: (piece.span(tenant)[0],))
+LOG = Order('topic, partition, "offset"', lambda row: row[1:4], lambda piece, tenant: (piece.topic, piece.partition, piece.first))
+
+
+def read(store: Store, asked: Asked, order: Order, limit: int, *, snapshots: Mapping[str, Snapshot] | None = None, timeout_s: float = 30.0) -> list[Row]:
+    """The first rows in an order, at most `limit`.
+
+    Args:
+        snapshots: by topic, where a caller needs to know them (`ends` then bounds what is read).
+
+    Raises:
+        TooLong: it took longer than the timeout.
+    """
+    last: duckdb.Error | None = None
+    for _ in range(TRIES):
+        with store.cursor() as cursor:
+            watch = threading.Timer(timeout_s, cursor.interrupt)
+            watch.start()
+            try:
+                return _read(store, cursor, asked, order, limit, snapshots)
+            except duckdb.InterruptException:
+                raise TooLong from None
+            except (duckdb.IOException, duckdb.CatalogException) as gone:  # a file or the tail was replaced meanwhile
+                last = gone
+                if isinstance(gone, duckdb.IOException):
+                    store.refresh()
+                if snapshots is not None:
+                    snapshots = {topic: _moved(store.snapshot(topic), found) for topic, found in snapshots.items()}
+            finally:
+                watch.cancel()
+    assert last is not None
+    raise last
+
+
+def _moved(now: Snapshot, before: Snapshot) -> Snapshot:
+    """Where the rows are now that were there before."""
+    return Snapshot(now.pieces, now.table, now.covered, before.ends)
+
+
+def _read(store: Store, cursor: duckdb.DuckDBPyConnection, asked: Asked, order: Order, limit: int, snapshots: Mapping[str, Snapshot] | None) -> list[Row]:
+    tenant = asked.tenant
+    found: list[Row] = []
+    waiting: list[Piece] = []
+    fixed = snapshots if snapshots is not None else {topic: store.snapshot(topic) for topic in asked.topics}
+    conditions, params = _conditions(store, asked)
+    for topic in asked.topics:
+        at = fixed[topic]
+        extra = {**params, **_places(store, asked, topic, at, bounded=snapshots is not None), "covered": list(at.covered)}
+        where = [*conditions, *_place_conditions(asked, bounded=snapshots is not None), '"offset" > list_extract($covered, partition + 1)']
+        found += _select(cursor, at.table, asked, where, extra, order, limit)
+        starts = asked.starts[topic] if asked.starts is not None else None
+        for piece in at.pieces:
+            low, high = piece.span(tenant)
+            if (
+                piece.may_have(tenant)
+                and not (asked.since_us is not None and high < asked.since_us)
+                and not (asked.until_us is not None and low >= asked.until_us)
+                and not (starts is not None and piece.last < starts[piece.partition])
+            ):
+                waiting.append(piece)
+    found.sort(key=order.key)
+    waiting.sort(key=lambda piece: order.bound(piece, tenant))
+    begin, size = 0, 2
+    while begin < len(waiting):
+        if len(found) >= limit and order.key(found[limit - 1]) < order.bound(waiting[begin], tenant):
+            break
+        group = waiting[begin : begin + size]
+        begin, size = begin + size, min(64, size * 2)
+        for topic in asked.topics:
+            paths = [piece.path for piece in group if piece.topic == topic]
+            if paths:
+                extra = {**params, **_places(store, asked, topic, fixed[topic], bounded=snapshots is not None), "paths": paths}
+                where = [*conditions, *_place_conditions(asked, bounded=snapshots is not None)]
+                found += _select(cursor, "read_parquet($paths)", asked, where, extra, order, limit)
+        found.sort(key=order.key)
+        del found[limit:]
+    return found[:limit]
+
+
+def _conditions(store: Store, asked: Asked) -> tuple[list[str], dict[str, Any]]:
+    """Conditions that are the same for every topic."""
+    params: dict[str, Any] = {"tenant": asked.tenant, "keep_us": store.keep_from_us(asked.tenant), **asked.params}
+    conditions = ["tenant = $tenant", "reason IS NULL", "time >= make_timestamp($keep_us)"]
+    if not asked.whole:
+        conditions.append("NOT duplicate")
+    if asked.since_us is not None:
+        conditions.append("time >= make_timestamp($since_us)")
+        params["since_us"] = asked.since_us
+    if asked.until_us is not None:
+        conditions.append("time < make_timestamp($until_us)")
+        params["until_us"] = asked.until_us
+    return [*conditions, *asked.where], params
+
+
+def _places(store: Store, asked: Asked, topic: str, at: Snapshot, *, bounded: bool) -> dict[str, Any]:
+    """Parameters that depend on the topic: what is erased, where reading begins and ends."""
+    erased = store.erased(topic, asked.tenant)
+    found: dict[str, Any] = {"erased": [erased.get(number, -1) for number in range(len(at.ends))]}
+    if asked.starts is not None:
+        found["starts"] = list(asked.starts[topic])
+    if bounded:
+        found["ends"] = list(at.ends)
+    return found
+
+
+def _place_conditions(asked: Asked, *, bounded: bool) -> list[str]:
+    found = ['"offset" > list_extract($erased, partition + 1)']
+    if asked.starts is not None:
+        found.append('"offset" >= list_extract($starts, partition + 1)')
+    if bounded:
+        found.append('"offset" < list_extract($ends, partition + 1)')
+    return found
+
+
+def _select(
+    cursor: duckdb.DuckDBPyConnection, source: str, asked: Asked, where: Sequence[str], params: Mapping[str, Any], order: Order, limit: int
+) -> list[Row]:
+    columns = ", ".join(["epoch_us(time)", "topic", "partition", '"offset"', *asked.columns])
+    query = f"SELECT {columns} FROM {source} WHERE {' AND '.join(where)} ORDER BY {order.sql} LIMIT $n_rows"
+    return cursor.execute(query, {**params, "n_rows": limit}).fetchall()

@@ -1,0 +1,188 @@
+"""Raw queries over HTTP: what the archivist answers, with parameters checked here and formats chosen by ``Accept``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from tables.fold import BadParameter
+from tables.window_views import bound
+
+Limit = Annotated[int, Meta(ge=1, le=10_000)]
+Scope = Annotated[str, Meta(pattern=r"(?s)^(tenant|(model|run|agent|tag):.+)$", max_length=280)]
+FORMATS = {
+    "application/json": "json", "text/csv": "csv", "application/vnd.apache.parquet": "parquet", "application/x-ndjson": "ndjson",
+    "application/jsonl": "ndjson",
+}  # fmt: skip
+
+
+class MetricsParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/metrics``.
+
+    Attributes:
+        types, models, tags, runs, ids: any of these.
+        filter: a JSON object: equality on any field of the event's data, dotted names as paths.
+    """
+
+    types: list[str] = []
+    models: list[str] = []
+    tags: list[str] = []
+    runs: list[str] = []
+    ids: list[str] = []
+    since: str | None = None
+    until: str | None = None
+    filter: str | None = None
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class RecentParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/metrics/recent``: the newest of these types."""
+
+    types: list[str] = []
+    limit: Limit = 10
+
+
+class MetricParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/metrics/{id}``."""
+
+    id: str
+
+
+class CostEventsParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/costs/events``."""
+
+    scope: Scope = "tenant"
+    since: str | None = None
+    until: str | None = None
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class TrainingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/performance/training-data``.
+
+    Attributes:
+        types: event types, with or without their version.
+        order: ``time``, or ``log``, whose cursor can be kept and asked again for ever.
+        anonymise: pseudonyms for names; by default as the service is configured.
+    """
+
+    since: str | None = None
+    until: str | None = None
+    types: list[str] = []
+    order: Literal["time", "log"] = "time"
+    anonymise: bool | None = None
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class LinesParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/exports/contributions`` and ``/exports/learning-log``: a page of events in the order of the log."""
+
+    since: str | None = None
+    until: str | None = None
+    limit: Limit = 1000
+    cursor: str | None = None
+
+
+@dataclass(frozen=True)
+class RawView:
+    """A view that the archive answers.
+
+    Attributes:
+        op: what the archivist is asked for.
+        formats: that it can be had in, beside JSON.
+    """
+
+    path: str
+    params: type[msgspec.Struct]
+    topics: tuple[str, ...]
+    summary: str
+    op: str
+    formats: tuple[str, ...] = ()
+
+
+TABLE = ("csv", "parquet", "ndjson")
+RAW_VIEWS: tuple[RawView, ...] = (
+    RawView("/metrics", MetricsParams, ("training",), "Metrics as they were recorded, newest first", "metrics", TABLE),
+    RawView("/metrics/recent", RecentParams, ("training",), "The newest metrics of some types", "metrics", TABLE),
+    RawView("/metrics/{id}", MetricParams, ("training",), "One metric by its id", "metric"),
+    RawView("/costs/events", CostEventsParams, ("costs",), "Costs and refunds as they were told, newest first", "cost_events", TABLE),
+    RawView("/performance/training-data", TrainingParams, ("judgments", "training"), "Events of agents, tasks and judgments, to learn from", "training", TABLE),
+    RawView("/exports/contributions", LinesParams, ("forecasts",), "What each forecast contributed to each variable", "contributions", ("ndjson",)),
+    RawView("/exports/learning-log", LinesParams, ("forecasts",), "Performance updates as lines of a learning log", "learning_log", ("ndjson",)),
+)
+
+
+class Answers(Protocol):
+    """The archive, as far as it is asked here."""
+
+    enabled: bool
+
+    async def ask(self, op: str, tenant: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A reply: ``{"status": …}`` and what belongs to it."""
+        ...
+
+
+Problem = Callable[..., web.Response]
+
+
+async def raw_answer(
+    archive: Answers, request: web.Request, view: RawView, tenant: str, params: msgspec.Struct, headers: Mapping[str, str], problem: Problem
+) -> web.Response:
+    """Answer a raw view.
+
+    Args:
+        headers: of every answer.
+        problem: makes an RFC 9457 response of a status and a sentence.
+    """
+    if not archive.enabled:
+        return problem(501, "raw events are not kept here: the archive is off (setting roles)")
+    asked: dict[str, Any] = msgspec.to_builtins(params)
+    since, until = bound(asked.pop("since", None), "since"), bound(asked.pop("until", None), "until", end=True)
+    if since is not None and until is not None and since >= until:
+        raise BadParameter("since", "since must be before until")
+    asked |= {"since_us": since, "until_us": until, "format": wanted(request.headers.get("Accept"), view.formats)}
+    reply = await archive.ask(view.op, tenant, asked)
+    return response(reply, headers, problem)
+
+
+def response(reply: Mapping[str, Any], headers: Mapping[str, str], problem: Problem) -> web.Response:
+    """A reply of the archivist as a response."""
+    if reply["status"] != 200:
+        members = {"parameter": reply["parameter"]} if "parameter" in reply else {}
+        return problem(reply["status"], reply["detail"], **members)
+    body, kind = reply["body"], reply["kind"]
+    if kind == "application/json" and body[:1] == b"{":
+        body = body[:-1] + b',"lag":%d}' % reply.get("lag", 0)
+    extra = {name: str(reply[key]) for name, key in (("Pulsefold-Cursor", "cursor"), ("Pulsefold-Count", "count")) if reply.get(key) is not None}
+    return web.Response(body=body, headers={**headers, **extra, "Content-Type": kind})
+
+
+def wanted(accept: str | None, formats: tuple[str, ...]) -> str:
+    """Format that an ``Accept`` header asks for: the most wanted one that there is, else JSON.
+
+    Example:
+        >>> wanted("text/csv;q=0.5, application/vnd.apache.parquet", ("csv", "parquet")), wanted("text/html", ("csv",)), wanted(None, ())
+        ('parquet', 'json', 'json')
+    """
+    best, found = 0.0, "json"
+    for part in (accept or "").split(","):
+        kind, *words = (word.strip() for word in part.split(";"))
+        name = FORMATS.get(kind.lower())
+        quality = 1.0
+        for word in words:
+            if word.startswith("q="):
+                try:
+                    quality = float(word[2:])
+                except ValueError:
+                    quality = 0.0
+        if name is not None and (name == "json" or name in formats) and quality > best:
+            best, found = quality, name
+    return found
