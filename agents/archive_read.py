@@ -110,7 +110,7 @@ class Order:
     bound: Callable[[Piece, str], Key]
 
 
-NEWEST = Order('time DESC, partition DESC, "offset" DESC', lambda row: (-row[0], row[1], -row[2], -row[3]), lambda piece, tenant: (-piece.span(tenant)[1],))
+NEWEST = Order('time DESC, "offset" DESC, partition DESC', lambda row: (-row[0], -row[3], -row[2]), lambda piece, tenant: (-piece.span(tenant)[1],))
 OLDEST = Order('time, topic, partition, "offset"', lambda row: row[:4], lambda piece, tenant: (piece.span(tenant)[0],))
 LOG = Order('topic, partition, "offset"', lambda row: row[1:4], lambda piece, tenant: (piece.topic, piece.partition, piece.first))
 

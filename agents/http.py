@@ -174,7 +174,7 @@ class Routes:
         caller = self.caller(request)
         params = convert(request, view.params, found)
         if isinstance(view, RawView):
-            return await raw_answer(self.archive, request, view, caller.tenant, params, HEADERS, problem)
+            return await raw_answer(self.archive, request, view, self.reader(caller.tenant), params, HEADERS, problem)
         reader = self.reader(caller.tenant)
         body = view.answer(reader, params)
         body["lag"] = self.lag(view.topics)

@@ -10,7 +10,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from tables.fold import BadParameter
+from tables import metric_query
+from tables.fold import BadParameter, Reader, names
 from tables.window_views import bound
 
 Limit = Annotated[int, Meta(ge=1, le=10_000)]
@@ -21,31 +22,10 @@ FORMATS = {
 }  # fmt: skip
 
 
-class MetricsParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of ``/metrics``.
+class MetricsParams(metric_query.MetricsParams, frozen=True, kw_only=True):
+    """Parameters of ``/metrics``; `ids`: any of these metric ids."""
 
-    Attributes:
-        types, models, tags, runs, ids: any of these.
-        filter: a JSON object: equality on any field of the event's data, dotted names as paths.
-    """
-
-    types: list[str] = []
-    models: list[str] = []
-    tags: list[str] = []
-    runs: list[str] = []
-    ids: list[str] = []
-    since: str | None = None
-    until: str | None = None
-    filter: str | None = None
-    limit: Limit = 100
-    cursor: str | None = None
-
-
-class RecentParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of ``/metrics/recent``: the newest of these types."""
-
-    types: list[str] = []
-    limit: Limit = 10
+    ids: list[str] = msgspec.field(default_factory=list)
 
 
 class MetricParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +86,43 @@ class RawView:
     summary: str
     op: str
     formats: tuple[str, ...] = ()
+    prepare: Callable[[Any, Reader], dict[str, Any]] = lambda params, reader: _plain(params)
+    """From checked parameters to what the archivist is asked."""
+
+
+def _plain(params: msgspec.Struct) -> dict[str, Any]:
+    """Parameters as they are, times as moments."""
+    asked: dict[str, Any] = msgspec.to_builtins(params)
+    since, until = bound(asked.pop("since", None), "since"), bound(asked.pop("until", None), "until", end=True)
+    if since is not None and until is not None and since >= until:
+        raise BadParameter("since", "since must be before until")
+    return {**asked, "since_us": since, "until_us": until}
+
+
+def _metrics(params: MetricsParams, reader: Reader) -> dict[str, Any]:
+    """A query of metrics, checked; a filter looks back from the tenant's newest metric, not from the clock, so it finds what was imported."""
+    newest = max(reader.watermarks("training").values(), default=reader.now_us)
+    found = metric_query.query(msgspec.structs.replace(params, cursor=None), min(newest, reader.now_us))
+    return {
+        **{name: sorted(getattr(found, name)) for name in ("types", "models", "tags", "runs")},
+        "ids": names(params.ids),
+        "since_us": found.since_us,
+        "until_us": found.until_us,
+        "conditions": list(found.conditions),
+        "limit": found.limit,
+        "cursor": params.cursor,
+    }
+
+
+def _recent(params: metric_query.RecentParams, reader: Reader) -> dict[str, Any]:
+    found = metric_query.recent(params)
+    return {"types": sorted(found.types), "limit": found.limit}
 
 
 TABLE = ("csv", "parquet", "ndjson")
 RAW_VIEWS: tuple[RawView, ...] = (
-    RawView("/metrics", MetricsParams, ("training",), "Metrics as they were recorded, newest first", "metrics", TABLE),
-    RawView("/metrics/recent", RecentParams, ("training",), "The newest metrics of some types", "metrics", TABLE),
+    RawView("/metrics", MetricsParams, ("training",), "Metrics as they were recorded, newest first", "metrics", TABLE, _metrics),
+    RawView("/metrics/recent", metric_query.RecentParams, ("training",), "The newest metrics of some types", "metrics", TABLE, _recent),
     RawView("/metrics/{id}", MetricParams, ("training",), "One metric by its id", "metric"),
     RawView("/costs/events", CostEventsParams, ("costs",), "Costs and refunds as they were told, newest first", "cost_events", TABLE),
     RawView("/performance/training-data", TrainingParams, ("judgments", "training"), "Events of agents, tasks and judgments, to learn from", "training", TABLE),
@@ -134,22 +145,19 @@ Problem = Callable[..., web.Response]
 
 
 async def raw_answer(
-    archive: Answers, request: web.Request, view: RawView, tenant: str, params: msgspec.Struct, headers: Mapping[str, str], problem: Problem
+    archive: Answers, request: web.Request, view: RawView, reader: Reader, params: msgspec.Struct, headers: Mapping[str, str], problem: Problem
 ) -> web.Response:
     """Answer a raw view.
 
     Args:
+        reader: of the tenant's tables.
         headers: of every answer.
         problem: makes an RFC 9457 response of a status and a sentence.
     """
     if not archive.enabled:
         return problem(501, "raw events are not kept here: the archive is off (setting roles)")
-    asked: dict[str, Any] = msgspec.to_builtins(params)
-    since, until = bound(asked.pop("since", None), "since"), bound(asked.pop("until", None), "until", end=True)
-    if since is not None and until is not None and since >= until:
-        raise BadParameter("since", "since must be before until")
-    asked |= {"since_us": since, "until_us": until, "format": wanted(request.headers.get("Accept"), view.formats)}
-    reply = await archive.ask(view.op, tenant, asked)
+    asked = {**view.prepare(params, reader), "format": wanted(request.headers.get("Accept"), view.formats)}
+    reply = await archive.ask(view.op, reader.tenant, asked)
     return response(reply, headers, problem)
 
 

@@ -19,7 +19,7 @@ from streams.events import CostIncurred, CostRefunded, MetricRecorded
 from tables.anonymise import Anonymiser
 from tables.fold import BadParameter, NotFound
 from tables.money import MICRO, micro_usd, priced
-from tables.times import DAY_US, rfc3339
+from tables.times import rfc3339
 from tables.variable_exports import contributions, memory_update
 
 from .archive_read import LOG, NEWEST, OLDEST, Asked, Order, Row, Snapshot, Store, TooLong, read
@@ -28,8 +28,6 @@ from .raw_formats import Column, render
 Params = Mapping[str, Any]
 Reply = dict[str, Any]
 
-FILTER_BACK_US = 30 * DAY_US
-"""How far back a filter looks where `since` is not given, before the tenant's newest event."""
 METRIC_COLUMNS: tuple[Column, ...] = (
     ("id", "VARCHAR"), ("time", "TIMESTAMP"), ("metric_type", "VARCHAR"), ("model", "VARCHAR"), ("run", "VARCHAR"), ("value", "DOUBLE"),
     ("values", "VARCHAR"), ("tags", "VARCHAR"), ("epoch", "DOUBLE"), ("step", "DOUBLE"), ("cost_micro_usd", "BIGINT"), ("api_calls", "BIGINT"),
@@ -102,9 +100,9 @@ def _after_newest(asked: Asked, cursor: str | None) -> Asked:
     """From where a page of a newest-first list goes on."""
     if cursor is None:
         return asked
-    time_us, partition, offset = place_of(cursor, "newest", tuple[str, int, int, int])
+    time_us, offset, partition = place_of(cursor, "newest", tuple[str, int, int, int])
     until = time_us + 1 if asked.until_us is None else min(asked.until_us, time_us + 1)
-    where = '(epoch_us(time), partition, "offset") < ($after_us, $after_partition, $after_offset)'
+    where = '(epoch_us(time), "offset", partition) < ($after_us, $after_offset, $after_partition)'
     params = {**asked.params, "after_us": time_us, "after_partition": partition, "after_offset": offset}
     return _with(asked, where=[*asked.where, where], params=params, until_us=until)
 
@@ -134,50 +132,50 @@ def _page(store: Store, asked: Asked, order: Order, limit: int, next_of: Callabl
 # ---- metrics
 
 
-def conditions_of_filter(text: str) -> tuple[list[str], dict[str, Any]]:
-    """A filter as conditions on `data`, every path and value a parameter.
+def conditions_of(conditions: Sequence[Sequence[Any]]) -> tuple[list[str], dict[str, Any]]:
+    """What `tables.metric_query` says of a filter, in SQL: every path and value a parameter.
 
     Args:
-        text: a JSON object of scalars; a dotted name is a path into objects.
-
-    Raises:
-        BadParameter: it is none.
+        conditions: (dotted path, scalar) that an event's data must have, all of them.
 
     Example:
-        >>> conditions_of_filter('{"note.lab": "b"}')[1]
-        {'path_0': '/note/lab', 'is_0': 'b'}
+        >>> conditions_of([("note.lab", "b")])[1]
+        {'path_0_0': '/note.lab', 'path_0_1': '/note/lab', 'is_0': 'b'}
     """
-    try:
-        wanted = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        raise BadParameter("filter", "expected a JSON object") from None
-    if not isinstance(wanted, dict) or len(wanted) > 64:
-        raise BadParameter("filter", "expected a JSON object of at most 64 fields")
     where: list[str] = []
     params: dict[str, Any] = {}
-    for n, (name, value) in enumerate(wanted.items()):
-        if isinstance(value, (dict, list)) or not name:
-            raise BadParameter("filter", f"{name}: expected a text, a number, true, false or null")
-        path, kind, is_ = f"$path_{n}", f"TRY(json_type(data, $path_{n}))", f"$is_{n}"
-        params[f"path_{n}"] = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in name.split("."))
-        params[f"is_{n}"] = value
-        if value is None:
-            where.append(f"coalesce({kind}, 'NULL') = 'NULL'")
-            del params[f"is_{n}"]
-        elif isinstance(value, bool):
-            where.append(f"{kind} = 'BOOLEAN' AND TRY(json_extract_string(data, {path})) = {is_}")
-            params[f"is_{n}"] = "true" if value else "false"
-        elif isinstance(value, str):
-            column = {"metric_type": "coalesce(metric_type, 'unknown')", "model": "coalesce(model, 'unknown')"}.get(name)
-            if column is not None:
-                del params[f"path_{n}"]
-                where.append(f"{column} = {is_}")
+    for n, (name, value) in enumerate(conditions):
+        ways = []
+        for m, pointer in enumerate(pointers(name)):
+            path = f"$path_{n}_{m}"
+            params[f"path_{n}_{m}"] = pointer
+            kind, found = f"TRY(json_type(data, {path}))", f"TRY(json_extract_string(data, {path}))"
+            if value is None:
+                ways.append(f"{kind} = 'NULL'")
+            elif isinstance(value, bool):
+                ways.append(f"{kind} = 'BOOLEAN' AND {found} = $is_{n}")
+            elif isinstance(value, str):
+                ways.append(f"{kind} = 'VARCHAR' AND {found} = $is_{n}")
             else:
-                where.append(f"{kind} = 'VARCHAR' AND TRY(json_extract_string(data, {path})) = {is_}")
-        else:
-            where.append(f"{kind} IN ('BIGINT', 'UBIGINT', 'DOUBLE', 'HUGEINT') AND TRY_CAST(TRY(json_extract_string(data, {path})) AS DOUBLE) = {is_}")
-            params[f"is_{n}"] = float(value)
+                ways.append(f"{kind} IN ('BIGINT', 'UBIGINT', 'DOUBLE', 'HUGEINT') AND TRY_CAST({found} AS DOUBLE) = $is_{n}")
+        if value is not None:
+            params[f"is_{n}"] = ("true" if value else "false") if isinstance(value, bool) else value if isinstance(value, str) else float(value)
+        where.append("coalesce(" + " OR ".join(f"({way})" for way in ways) + ", false)")
     return where, params
+
+
+def pointers(name: str) -> list[str]:
+    """JSON pointers that a dotted name may mean: a field's own name may have dots.
+
+    Example:
+        >>> pointers("a.b/c")
+        ['/a.b~1c', '/a/b~1c']
+    """
+    first, *rest = (part.replace("~", "~0").replace("/", "~1") for part in name.split("."))
+    found = ["/" + first]
+    for part in rest:
+        found = [begin + join + part for join in (".", "/") for begin in found]
+    return found
 
 
 def _metrics(store: Store, settings: Any, tenant: str, params: Params) -> Reply:
@@ -190,17 +188,17 @@ def _metrics(store: Store, settings: Any, tenant: str, params: Params) -> Reply:
     if params.get("tags"):
         where.append("list_has_any($tags, tags)")
         bound["tags"] = params["tags"]
+    found, values = conditions_of(params.get("conditions", ()))
     since = params.get("since_us")
-    if params.get("filter") is not None:
-        if since is None and (newest := store.newest_us(tenant)) is not None:
-            since = newest - FILTER_BACK_US
-        found, values = conditions_of_filter(params["filter"])
-        where, bound = [*where, *found], {**bound, **values}
-    asked = Asked(tenant, ["training"], ["metric_id", "time_given", "data"], where, bound, since, params.get("until_us"))
-    limit = params["limit"]
-    rows, cursor = _page(store, _after_newest(asked, params.get("cursor")), NEWEST, limit, lambda row: cursor_of("newest", row[0], row[2], row[3]))
+    columns = ["metric_id", "time_given", "data"]
+    asked = Asked(tenant, ["training"], columns, [*where, *found], {**bound, **values}, since, params.get("until_us"))
+    rows, cursor = _page(store, _after_newest(asked, params.get("cursor")), NEWEST, params["limit"], _newest_place)
     head = {} if since is None else {"since": rfc3339(since)}
     return render(params["format"], "metrics", [metric_of(row) for row in rows], METRIC_COLUMNS, {**head, "count": len(rows), "cursor": cursor})
+
+
+def _newest_place(row: Row) -> str:
+    return cursor_of("newest", row[0], row[3], row[2])
 
 
 def metric_of(row: Row) -> dict[str, Any]:
@@ -244,7 +242,7 @@ def _cost_events(store: Store, settings: Any, tenant: str, params: Params) -> Re
         where.append({"model": "model = $name", "run": "run = $name", "agent": "agent = $name"}[kind])
         bound["name"] = name
     asked = Asked(tenant, ["costs"], ["id", "type", "derivedfrom", "data"], where, bound, params.get("since_us"), params.get("until_us"))
-    rows, cursor = _page(store, _after_newest(asked, params.get("cursor")), NEWEST, params["limit"], lambda row: cursor_of("newest", row[0], row[2], row[3]))
+    rows, cursor = _page(store, _after_newest(asked, params.get("cursor")), NEWEST, params["limit"], _newest_place)
     prices = Decimal(settings.get("usd_per_token")), Decimal(settings.get("usd_per_call"))
     events = [_cost_of(row, prices) for row in rows]
     return render(params["format"], "events", events, COST_COLUMNS, {"scope": params["scope"], "count": len(rows), "cursor": cursor})

@@ -144,5 +144,7 @@ def metrics(n: int, seed: int, tenants: Iterable[str] = ("default", "other")) ->
         data["tags"] = rng.sample(["x", "y", "z", "=1+1"], rng.randint(0, 3))
         if rng.random() < 0.3:
             data["note"] = {"lab": rng.choice(["b", "c"]), "n": rng.choice([1, 1.5, True, None])}
+        if rng.random() < 0.1:
+            data["no.te"] = "dotted"
         made.append({"id": f"m{number}", "type": "metric.recorded.v1", "tenant": rng.choice(names), "time": moment.isoformat(), "data": data})
     return made

@@ -100,6 +100,8 @@ def test_a_metric_is_there_within_five_seconds_in_every_format(embedded: Embedde
     assert len(body.splitlines()) == 2
     assert archiving.get("/metrics/a")["value"] == "NaN"
     assert archiving.ask("/metrics/b")[0] == 404
+    found = archiving.get("/metrics", filter='{"model": "=cmd"}')
+    assert (found["count"], found["since"]) == (1, "2026-01-31T00:00:00.000000Z")  # thirty days before the newest metric, and said
     for path, params, name in (
         ("/metrics", {"limit": 10_001}, "limit"),
         ("/metrics", {"since": "yesterday"}, "since"),
