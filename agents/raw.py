@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
+from streams.topics import SOURCE_TOPICS
 from tables import metric_query
 from tables.fold import BadParameter, Reader, names
 from tables.window_views import bound
@@ -71,6 +72,13 @@ class LinesParams(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
+class SqlParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/sql``: one SELECT over the view ``events``."""
+
+    query: str
+    limit: Limit = 1000
+
+
 @dataclass(frozen=True)
 class RawView:
     """A view that the archive answers.
@@ -128,6 +136,7 @@ RAW_VIEWS: tuple[RawView, ...] = (
     RawView("/performance/training-data", TrainingParams, ("judgments", "training"), "Events of agents, tasks and judgments, to learn from", "training", TABLE),
     RawView("/exports/contributions", LinesParams, ("forecasts",), "What each forecast contributed to each variable", "contributions", ("ndjson",)),
     RawView("/exports/learning-log", LinesParams, ("forecasts",), "Performance updates as lines of a learning log", "learning_log", ("ndjson",)),
+    RawView("/sql", SqlParams, SOURCE_TOPICS, "One SELECT over the tenant's own events", "sql", ("csv", "ndjson")),
 )
 
 

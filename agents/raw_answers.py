@@ -402,10 +402,19 @@ def _memory_lines(row: Row) -> list[bytes]:
     return [] if line is None else [line]
 
 
+def _sql(store: Store, settings: Any, tenant: str, params: Params) -> Reply:
+    from . import sandbox
+
+    columns, rows, more = sandbox.run(store, tenant, params["query"], params["limit"])
+    head = {"columns": columns, "count": len(rows), "truncated": more}
+    return render(params["format"], "rows", rows, [(column["name"], "VARCHAR") for column in columns], head)
+
+
 Format = Literal["json", "csv", "parquet", "ndjson"]
 OPERATIONS: dict[str, Callable[[Store, Any, str, Params], Reply]] = {
     "metrics": _metrics,
     "metric": _metric_by_id,
+    "sql": _sql,
     "cost_events": _cost_events,
     "training": _training,
     "contributions": _lines(_contribution_lines, "forecast.issued.v1"),

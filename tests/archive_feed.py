@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from agents.archivist import Given, Keeper
+from agents.archive_keeper import Keeper
+from agents.archivist import Given
 from agents.raw_answers import answer
 from agents.registry import FOLD_SETTINGS
 from streams.codec import InvalidEvent, decode

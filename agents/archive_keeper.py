@@ -1,0 +1,344 @@
+"""What the archivist keeps: files, and the tail of each topic that is in no file yet. Everything but Kafka and pipes.
+
+The rules this file keeps: nothing is lost, for what could not be written is still in memory and on the log; one thread writes,
+so files, tail and positions never disagree; readers see what was true at one moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tables.times import DAY_US, rfc3339_or_none
+
+from .archive_files import CHUNK, Folder, Piece, Place, total
+from .archive_read import Snapshot
+from .archive_rows import MADE, TABLE, Batch, Rows
+
+log = logging.getLogger("pulsefold.archive")
+
+MOST_TAIL_BYTES = 64 << 20
+"""Bytes of JSON that are kept in memory before reading pauses."""
+WRITE_BYTES = 8 << 20
+"""Bytes of JSON of a topic at which its tail is written."""
+SOON_S, LATE_S = 2.0, 300.0
+"""Least and longest time between two writes of a topic."""
+SHARE = 50
+"""A write may take one in this many seconds: the open file of a partition is written again each time."""
+TIDY_S = 600.0
+"""Seconds between two looks at what has to go."""
+
+
+@dataclass
+class Tail:
+    """A topic's rows that are in no file yet.
+
+    Attributes:
+        table: in the database; a new one after each write.
+        ends: by partition, offset up to which (exclusive) records have been read.
+        covered: by partition, offset up to which (inclusive) files have everything.
+        written_at, took_s: of the last write.
+    """
+
+    table: str = ""
+    rows: int = 0
+    json_bytes: int = 0
+    ends: list[int] = field(default_factory=list)
+    covered: list[int] = field(default_factory=list)
+    touched: set[int] = field(default_factory=set)
+    cleared: dict[int, dict[str, int]] = field(default_factory=dict)
+    written_at: float = 0.0
+    took_s: float = 0.0
+
+
+class Keeper:
+    """Files and tail: everything but Kafka and pipes. Its methods are called by one thread, but for those of `Store`.
+
+    Args:
+        path: the archive's folder.
+        counts: source topic (without prefix) -> partitions.
+        window, max_future_us: as the folds have them.
+        days: `archive_days`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        counts: Mapping[str, int],
+        *,
+        prefix: str = "pulsefold.",
+        identities: Mapping[str, int] | None = None,
+        window: int = 65_536,
+        max_future_us: int = 3_600_000_000,
+        days: float = 90.0,
+        chunk: int = CHUNK,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.scratch = tempfile.mkdtemp(prefix="pulsefold-scratch-")
+        self.database = duckdb.connect(
+            ":memory:",
+            config={
+                "threads": 2, "memory_limit": "512MB", "temp_directory": self.scratch, "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False, "enable_external_file_cache": False, "preserve_insertion_order": True,
+            },
+        )  # fmt: skip
+        self.folder = Folder(path, self.database, prefix=prefix, identities=identities or dict.fromkeys(counts, 0), chunk=chunk)
+        self.counts = dict(counts)
+        self.window, self.max_future_us, self.days, self.clock = window, max_future_us, days, clock
+        self.rows: dict[Place, Rows] = {}
+        self.tails = {topic: Tail(ends=[0] * n, covered=[-1] * n) for topic, n in counts.items()}
+        self.newest: dict[str, int] = {}
+        self.error: str | None = None
+        self.removed = 0
+        self._generation = 0
+        self._snapshots: dict[str, Snapshot] = {}
+        self._files: dict[str, tuple[Any, tuple[Piece, ...]]] = {}
+        self._tidied_at = 0.0
+        self._untidy = False
+        self._scanning = threading.Lock()
+
+    def close(self) -> None:
+        """Give back what is only of this process."""
+        self.database.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    # ---- beginning
+
+    def open(self, log_starts: Mapping[Place, int]) -> dict[Place, int]:
+        """Find the files; returns the offset to read next of each partition.
+
+        Raises:
+            OSError: the folder cannot be used at the moment.
+            Unusable: nor ever, as it is.
+        """
+        self.folder.open()
+        for piece in self.folder.all():
+            for tenant, (_, _, high) in (piece.tenants or {}).items():
+                self.newest[tenant] = max(self.newest.get(tenant, high), high)
+        found = {}
+        for topic, n in self.counts.items():
+            self._fresh(topic)
+            for number in range(n):
+                at = self.folder.resume((topic, number), log_starts.get((topic, number), 0))
+                self.tails[topic].covered[number] = at - 1
+                self.tails[topic].ends[number] = at
+                found[(topic, number)] = at
+            self._snap(topic)
+        return found
+
+    def last_digest(self, place: Place) -> tuple[int, bytes] | None:
+        """Offset and digest of the last archived record of a partition, to compare with the log."""
+        pieces = [piece for piece in self.folder.of(place[0]) if piece.partition == place[1] and piece.rows]
+        if not pieces:
+            return None
+        newest = max(pieces, key=lambda piece: piece.first)
+        asked = 'SELECT "offset", digest FROM read_parquet($paths) ORDER BY "offset" DESC LIMIT 1'
+        with self.database.cursor() as cursor:
+            offset, digest = cursor.execute(asked, {"paths": [newest.path]}).fetchall()[0]
+        return offset, bytes(digest)
+
+    def _maker(self, place: Place) -> Rows:
+        """What makes a partition's rows, with the ids that came before."""
+        found = self.rows.get(place)
+        if found is None:
+            topic, number = place
+            found = Rows(topic, number, window=self.window, max_future_us=self.max_future_us)
+            end = self.tails[topic].ends[number]
+            since = end - self.window
+            paths = [piece.path for piece in self.folder.of(topic) if piece.partition == number and since <= piece.last and piece.first < end]
+            if paths:
+                asked = (
+                    'SELECT "offset", tenant, id, redriven, metric_id FROM read_parquet($paths) '
+                    'WHERE "offset" >= $since AND "offset" < $end AND id IS NOT NULL ORDER BY "offset"'
+                )
+                with self.database.cursor() as cursor:
+                    found.remember(cursor.execute(asked, {"paths": paths, "since": since, "end": end}).fetchall())
+            self.rows[place] = found
+        return found
+
+    # ---- taking in
+
+    def take(self, place: Place, records: Sequence[Any], end: int) -> None:
+        """Enter the next records of a partition into the tail.
+
+        Args:
+            end: fetch position after them.
+        """
+        topic, number = place
+        tail = self.tails[topic]
+        fresh = [record for record in records if record.offset >= tail.ends[number]]
+        if fresh:
+            batch = self._maker(place).make(fresh)
+            self._insert(tail.table, batch)
+            tail.rows += batch.rows
+            tail.json_bytes += batch.json_bytes
+            tail.touched.add(number)
+            for tenant, time_us in batch.newest.items():
+                self.newest[tenant] = max(self.newest.get(tenant, time_us), time_us)
+            for tenant, offset in batch.cleared.items():
+                tail.cleared.setdefault(number, {})[tenant] = offset
+                self._untidy = True
+        tail.ends[number] = max(tail.ends[number], end)
+        self._snap(topic)
+
+    def _insert(self, table: str, batch: Batch) -> None:
+        with self.database.cursor() as cursor:
+            cursor.register("batch", batch.columns)
+            cursor.execute(f"INSERT INTO {table} SELECT {MADE} FROM batch")
+            cursor.unregister("batch")
+
+    def _fresh(self, topic: str) -> None:
+        """A new, empty tail."""
+        self._generation += 1
+        tail = self.tails[topic]
+        tail.table, tail.rows, tail.json_bytes = f"tail_{topic}_{self._generation}", 0, 0
+        tail.touched, tail.cleared = set(), {}
+        with self.database.cursor() as cursor:
+            cursor.execute(f"CREATE TABLE {tail.table} ({TABLE})")
+
+    def _snap(self, topic: str) -> None:
+        tail, files = self.tails[topic], self.folder.pieces
+        if self._files.get(topic, (None,))[0] is not files:
+            self._files[topic] = files, tuple(self.folder.of(topic))
+        self._snapshots[topic] = Snapshot(self._files[topic][1], tail.table, tuple(tail.covered), tuple(tail.ends))
+
+    # ---- writing
+
+    def due(self, now: float) -> list[str]:
+        """Topics whose tail should be written now."""
+        return [
+            topic
+            for topic, tail in self.tails.items()
+            if tail.rows and (tail.json_bytes >= WRITE_BYTES or now - tail.written_at >= min(LATE_S, max(SOON_S, SHARE * tail.took_s)))
+        ]
+
+    def full(self) -> bool:
+        """Whether reading has to wait for writing."""
+        return sum(tail.json_bytes for tail in self.tails.values()) >= MOST_TAIL_BYTES
+
+    def write(self, topic: str) -> bool:
+        """Write a topic's tail into files; returns whether it is written. What could not be written stays in the tail."""
+        tail = self.tails[topic]
+        began = time.monotonic()
+        try:
+            for number in sorted(tail.touched):
+                self._write(topic, number)
+        except (OSError, duckdb.Error) as failed:
+            self._failed(f"{self.folder.path} cannot be written: {line_of(failed)}")
+            tail.written_at = time.monotonic()
+            self._snap(topic)
+            return False
+        self._well()
+        old = tail.table
+        self._fresh(topic)
+        self._snap(topic)
+        with self.database.cursor() as cursor:
+            cursor.execute(f"DROP TABLE {old}")
+        tail.written_at = time.monotonic()
+        tail.took_s = tail.written_at - began
+        return True
+
+    def _write(self, topic: str, number: int) -> None:
+        tail, chunk = self.tails[topic], self.folder.chunk
+        while tail.covered[number] + 1 < tail.ends[number]:
+            first = (tail.covered[number] + 1) // chunk * chunk
+            last = min(first + chunk, tail.ends[number]) - 1
+            piece = self.folder.write((topic, number), first, last, tail.table, tail.cleared.get(number, {}))
+            tail.covered[number] = piece.last
+            tail.ends[number] = max(tail.ends[number], piece.last + 1)
+
+    def _failed(self, text: str) -> None:
+        if self.error != text:
+            log.error("archive: %s; nothing is lost, it is tried again", text)
+        self.error = text
+
+    def _well(self) -> None:
+        if self.error is not None:
+            log.warning("archive: written again")
+        self.error = None
+
+    def tidy(self, now: float) -> None:
+        """Remove what is past its time or cleared, now and then."""
+        if now - self._tidied_at < (SOON_S if self._untidy else TIDY_S):
+            return
+        if self._untidy and any(tail.cleared for tail in self.tails.values()):
+            return  # the clearing itself is not in a file yet
+        self._tidied_at, self._untidy = now, False
+        try:
+            self.removed += self.folder.tidy({tenant: self.keep_from_us(tenant) for tenant in self.newest}, int(self.clock() * 1e6), self.days)
+        except (OSError, duckdb.Error) as failed:
+            self._untidy = True
+            self._failed(f"{self.folder.path} cannot be tidied: {line_of(failed)}")
+        for topic in self.tails:
+            self._snap(topic)
+
+    # ---- reading (any thread)
+
+    def snapshot(self, topic: str) -> Snapshot:
+        """Where a topic's rows are now."""
+        return self._snapshots[topic]
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for the calling thread."""
+        return self.database.cursor()
+
+    def refresh(self) -> None:
+        """Another archiver of the same folder has replaced files."""
+        with self._scanning:
+            self.folder.scan()
+            for topic in self.tails:
+                self._snap(topic)
+
+    def erased(self, topic: str, tenant: str) -> dict[int, int]:
+        """Partition -> offset up to which the tenant's rows are erased."""
+        found = self.folder.cleared(topic, tenant)
+        for number, cleared in list(self.tails[topic].cleared.items()):
+            if tenant in cleared:
+                found[number] = max(found.get(number, -1), cleared[tenant])
+        return found
+
+    def newest_us(self, tenant: str) -> int | None:
+        """Greatest event time of the tenant."""
+        return self.newest.get(tenant)
+
+    def keep_from_us(self, tenant: str) -> int:
+        """Event time before which the tenant's rows are past their time: `archive_days` before its newest event."""
+        newest = self.newest.get(tenant)
+        now_us = int(self.clock() * 1e6)
+        return (now_us if newest is None else min(newest, now_us)) - int(self.days * DAY_US)
+
+    def lag(self, ends: Mapping[Place, int]) -> int:
+        """Records on the log that are not read yet."""
+        return sum(max(0, end - self.tails[topic].ends[number]) for (topic, number), end in ends.items())
+
+    def state(self, ends: Mapping[Place, int]) -> dict[str, Any]:
+        """For /status."""
+        pieces = self.folder.all()
+        return {
+            "dir": str(self.folder.path),
+            "days": self.days,
+            "error": self.error,
+            "broken_files": list(self.folder.broken),
+            **total(pieces),
+            "tail_rows": sum(tail.rows for tail in self.tails.values()),
+            "tail_bytes": sum(tail.json_bytes for tail in self.tails.values()),
+            "removed_rows": self.removed,
+            "lag": self.lag(ends),
+            "oldest": rfc3339_or_none(min((piece.min_us for piece in pieces if piece.min_us is not None), default=None)),
+            "newest": rfc3339_or_none(max((piece.max_us for piece in pieces if piece.max_us is not None), default=None)),
+        }
+
+
+def line_of(failed: BaseException) -> str:
+    if isinstance(failed, OSError) and failed.strerror:
+        return failed.strerror
+    return str(failed).splitlines()[0] if str(failed) else type(failed).__name__
