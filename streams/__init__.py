@@ -14,22 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import events
+    from .client import Answer, AsyncClient, Client, NotAnswered, NotKnown
     from .codec import InvalidEvent
     from .errors import BrokerUnavailable, ConfigError, PulsefoldError, TopicProblem
     from .publisher import DeliveryReport, Publisher, SyncPublisher
     from .subscriber import Alert, AlertSubscriber
 
 _HOME = {
-    "Alert": "subscriber", "AlertSubscriber": "subscriber", "BrokerUnavailable": "errors", "ConfigError": "errors", "DeliveryReport": "publisher",
-    "InvalidEvent": "codec", "Publisher": "publisher", "PulsefoldError": "errors", "SyncPublisher": "publisher", "TopicProblem": "errors",
+    "Alert": "subscriber", "AlertSubscriber": "subscriber", "Answer": "client", "AsyncClient": "client", "BrokerUnavailable": "errors",
+    "Client": "client", "ConfigError": "errors", "DeliveryReport": "publisher", "InvalidEvent": "codec", "NotAnswered": "client", "NotKnown": "client",
+    "Publisher": "publisher", "PulsefoldError": "errors", "SyncPublisher": "publisher", "TopicProblem": "errors",
 }  # fmt: skip
 __all__ = [
     "Alert",
     "AlertSubscriber",
+    "Answer",
+    "AsyncClient",
     "BrokerUnavailable",
+    "Client",
     "ConfigError",
     "DeliveryReport",
     "InvalidEvent",
+    "NotAnswered",
+    "NotKnown",
     "Publisher",
     "PulsefoldError",
     "SyncPublisher",

@@ -4,6 +4,8 @@ PulsefoldError
 ├── ConfigError        yours: a setting is unusable (names it)
 ├── InvalidEvent       yours: an event breaks the contract (names the field); in `codec`
 ├── BrokerUnavailable  the world's: no broker answers there
+├── NotAnswered        a worker's answer is an error, or there is none; in `client`
+│   └── NotKnown       nobody recorded what was asked for
 └── TopicProblem       yours: a topic is missing or differs from what is needed
 """
 

@@ -15,6 +15,7 @@ import msgspec
 from .fold import BadParameter, NotFound, Reader, View, page
 from .hours import NO_HOUR
 from .times import rfc3339, rfc3339_or_none
+from .variable_exports import all_scores
 from .variable_states import TOPIC, History, Partial, Registration, Sums, VariableSettings, VariableTables
 
 UPDATES = 100
@@ -161,6 +162,12 @@ class ListParams(msgspec.Struct, frozen=True):
     exact: bool = False
     limit: Limit = 100
     cursor: str | None = None
+
+
+class AllParams(msgspec.Struct, frozen=True):
+    """``/exports/variables``"""
+
+    exact: bool = False
 
 
 class RankParams(msgspec.Struct, frozen=True):
@@ -329,8 +336,13 @@ def variable_views(kept: VariableTables, settings: VariableSettings) -> list[Vie
         names = [score["name"] for score in shown]
         return {"key": key, "order": params.order, "names": names, "variables": shown, "as_of": rfc3339_or_none(as_of)}
 
+    def everything(reader: Reader, asked: AllParams) -> dict[str, Any]:
+        found = all_scores(scores, reader, asked.exact)
+        return {"variables": found, "as_of": rfc3339_or_none(reader.as_of())}
+
     topics = (TOPIC,)
     return [
+        View("/exports/variables", AllParams, everything, topics, "All scores of one moment, by variable: pulsefold export variables."),
         View("/variables/rank", RankParams, rank, topics, "Variables ordered by a score, with their scores."),
         View("/variables/{name}", Variable, one, topics, "One variable: scores, registration, values, performance updates."),
         View("/variables", ListParams, listed, topics, "All variables with their scores, by name."),

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 
 from ..errors import PulsefoldError
 from . import dead_letters as letters
-from . import files, kafka, learning, service
+from . import files, kafka, learning, raw, service
 from .publish import publish
 from .query import query
 
@@ -27,7 +27,7 @@ exports = App(name="export", help="Write what a table knows to a file.")
 imports = App(name="import", help="Put a table in the state that a file has.")
 for group in (topics, alerts, dead_letters, exports, imports):
     app.command(group)
-for command in (service.demo, kafka.broker, service.worker, publish, query, service.replay, service.config):
+for command in (service.demo, kafka.broker, service.worker, publish, query, raw.sql, service.replay, service.config):
     app.command(command)
 topics.command(kafka.create)
 topics.command(kafka.check)
@@ -39,6 +39,11 @@ exports.command(files.export_trust, name="trust")
 imports.command(files.import_trust, name="trust")
 exports.command(learning.export, name="learning")
 imports.command(learning.import_, name="learning")
+exports.command(raw.metrics)
+exports.command(raw.variables)
+exports.command(raw.contributions)
+exports.command(raw.learning_log)
+exports.command(raw.training_data)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -50,18 +50,27 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
-    """CSV on stdout; cells that a spreadsheet would take for a formula get an apostrophe."""
+def table_value(value: Any, *, number: bool = False) -> Any:
+    """A value for a cell of CSV: nested ones as JSON, and what a spreadsheet would take for a formula with an apostrophe.
+
+    Args:
+        number: of a column of numbers, where text such as ``-Infinity`` is no formula.
+
+    Example:
+        >>> table_value("=1+1"), table_value([1]), table_value("-Infinity", number=True), table_value(None)
+        ("'=1+1", '[1]', '-Infinity', '')
+    """
+    text = "" if value is None else json.dumps(value) if isinstance(value, (dict, list)) else value
+    return "'" + text if not number and isinstance(text, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]], names: Iterable[str] | None = None) -> None:
+    """CSV on stdout; `names` are those of the columns, where no row may tell them."""
     rows = list(rows)
-    names = columns(rows)
+    names = columns(rows) if names is None else list(names)
     out = csv.writer(sys.stdout)
-
-    def plain(value: Any) -> Any:
-        text = "" if value is None else json.dumps(value) if isinstance(value, (dict, list)) else value
-        return "'" + text if isinstance(text, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-
-    out.writerow([plain(name) for name in names])
-    out.writerows([plain(row.get(name)) for name in names] for row in rows)
+    out.writerow([table_value(name) for name in names])
+    out.writerows([table_value(row.get(name)) for name in names] for row in rows)
 
 
 def show(body: Any) -> None:

@@ -52,7 +52,13 @@ def environment(folder: Path) -> dict[str, str]:
 
 def missing(command: str) -> list[str]:
     """Packages that a command needs and this environment lacks."""
-    needed = {"faust": "faust-streaming", "aiokafka": "aiokafka", "scipy": "scipy", **({"sklearn": "scikit-learn"} if command == "demo" else {})}
+    needed = {
+        "faust": "faust-streaming",
+        "aiokafka": "aiokafka",
+        "scipy": "scipy",
+        "duckdb": "duckdb",
+        **({"sklearn": "scikit-learn"} if command == "demo" else {}),
+    }
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 
 
