@@ -48,6 +48,9 @@ MOST_RUBRICS = 100
 MOST_CRITERIA_BYTES = 32_000
 MOST_TASK_CRITERIA_BYTES = 1_000
 
+Marks = list[tuple[str, float, bool]]
+"""Criteria of a judgment: name, score, whether it passes."""
+
 AGREEMENT = "judge.agreement"
 AGREEMENT_LEAST, AGREEMENT_LOW, AGREEMENT_RESOLVED = 50, 0.7, 0.75
 
@@ -130,11 +133,12 @@ class JudgmentHandlers:
                 room = p.open(kept.pending, tenant, FACT_KEYS[bucket(task, PENDING_BUCKETS)])
                 if room is None:
                     return
-                entries = [one for one in room.entries if one.time_us > since_us]
-                if len(entries) >= MOST_PENDING:
-                    del entries[0]
-                entries.append(Pending(task, p.time_us, judge, says, data.overall_confidence))
-                room.entries = entries
+                if len(room.entries) >= MOST_PENDING:
+                    alive = [one for one in room.entries if one.time_us > since_us]
+                    room.entries = alive[1:] if len(alive) >= MOST_PENDING else alive
+                room.entries.append(Pending(task, p.time_us, judge, says, data.overall_confidence))
+        limits = self.limits
+        marks = [(name, value, value >= limit_of(name, limits)) for name, value in data.criteria.items()]
         keys = self._admit(p, tenant, agent, judge)
         admitted = agent is not None and (agent, "") in keys
         if ground.count(p, tenant, JUDGED) is None:
@@ -146,10 +150,10 @@ class JudgmentHandlers:
             if state is not None:
                 if state.born < 0:
                     state.born = p.offset
-                self.add(state, data, score, says)
+                add(state, data, score, says, marks)
                 if outcome is not None:
                     compare(state, outcome, data.overall_confidence)
-        self._by_task(p, tenant, data, score, says)
+        self._by_task(p, tenant, data, score, says, marks)
         if agent is not None and admitted:
             watch = p.open(kept.judged, tenant, (agent,))
             if watch is not None:
@@ -201,39 +205,7 @@ class JudgmentHandlers:
             count, mean = state.rubrics.get(name, (0, 0.0))
             state.rubrics[name] = (count + 1, mean + (score - mean) / (count + 1))
 
-    def add(self, state: Judgments, data: JudgmentRecorded, score: float, says: bool | None, most_bytes: int = MOST_CRITERIA_BYTES) -> None:
-        """Add a judgment to sums.
-
-        Args:
-            score: overall.
-            says: whether all criteria pass; None = unknown.
-            most_bytes: of the criteria's names.
-        """
-        n = state.n = state.n + 1
-        state.overall += (score - state.overall) / n
-        state.confidence += (data.overall_confidence - state.confidence) / n
-        state.evaluation_ms += (data.evaluation_time_ms - state.evaluation_ms) / n
-        if says is not None:
-            state.verdicts += 1
-            state.passes += says
-        criteria, limits = state.criteria, self.limits
-        for name, value in data.criteria.items():
-            passed = value >= limit_of(name, limits)
-            found = criteria.get(name)
-            if found is None and name != OTHER:
-                size = len(name.encode())
-                if len(criteria) >= MOST_CRITERIA or state.size + size > most_bytes:
-                    name = OTHER
-                    found = criteria.get(name)
-                else:
-                    state.size += size
-            if found is None:
-                criteria[name] = (1, value, int(passed))
-            else:
-                count, mean, passes = found
-                criteria[name] = (count + 1, mean + (value - mean) / (count + 1), passes + passed)
-
-    def _by_task(self, p: Partition, tenant: str, data: JudgmentRecorded, score: float, says: bool | None) -> None:
+    def _by_task(self, p: Partition, tenant: str, data: JudgmentRecorded, score: float, says: bool | None, marks: Marks) -> None:
         task, agent, judge = data.task, data.agent or "", data.judge or ""
         room = p.open(self.kept.tasks, tenant, TASK_KEYS[bucket(digest(task), TASK_BUCKETS)])
         if room is None:
@@ -245,7 +217,41 @@ class JudgmentHandlers:
             entries.append(found)
             if len(entries) > MOST_TASKS:
                 del entries[0]
-        self.add(found.sums, data, score, says, MOST_TASK_CRITERIA_BYTES)
+        add(found.sums, data, score, says, marks, MOST_TASK_CRITERIA_BYTES)
+
+
+def add(state: Judgments, data: JudgmentRecorded, score: float, says: bool | None, marks: Marks, most_bytes: int = MOST_CRITERIA_BYTES) -> None:
+    """Add a judgment to sums.
+
+    Args:
+        score: overall.
+        says: whether all criteria pass; None = unknown.
+        marks: (name, score, whether it passes) of each criterion.
+        most_bytes: of the criteria's names.
+    """
+    n = state.n = state.n + 1
+    state.overall += (score - state.overall) / n
+    state.confidence += (data.overall_confidence - state.confidence) / n
+    state.evaluation_ms += (data.evaluation_time_ms - state.evaluation_ms) / n
+    if says is not None:
+        state.verdicts += 1
+        state.passes += says
+    criteria = state.criteria
+    for name, value, passed in marks:
+        found = criteria.get(name)
+        if found is None and name != OTHER:
+            size = len(name.encode())
+            if len(criteria) >= MOST_CRITERIA or state.size + size > most_bytes:
+                name = OTHER
+                found = criteria.get(name)
+            else:
+                state.size += size
+        if found is None:
+            criteria[name] = (1, value, int(passed))
+        else:
+            count, mean, passes = found
+            count += 1
+            criteria[name] = (count, mean + (value - mean) / count, passes + passed)
 
 
 def evaluation_fact(agent: str | None, task: str) -> bytes:
