@@ -32,6 +32,8 @@ Time = str | date | datetime
 """RFC 3339 text or a datetime with an offset; a date (or its text) is a UTC day."""
 Names = str | Sequence[str]
 JSON, PAGE = "application/json", 10_000
+BESIDE = ("as_of", "lag", "ready")
+"""What every answer has beside what was asked for."""
 
 
 class NotAnswered(PulsefoldError):
@@ -85,10 +87,13 @@ class Answer(dict[str, Any]):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The list inside the answer; without one the answer itself is the row."""
+        """The list inside the answer, or its records by name with their names as `id`; without either the answer itself is the row."""
         for value in self.values():
             if isinstance(value, list) and all(isinstance(one, dict) for one in value):
                 return list(value)
+        named = {name: value for name, value in self.items() if name not in BESIDE}
+        if named and all(isinstance(value, dict) for value in named.values()):
+            return [{"id": name, **value} for name, value in named.items()]
         return [dict(self)]
 
     def to_dataframe(self) -> pandas.DataFrame:

@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +24,7 @@ from streams.broker import EmbeddedBroker
 from streams.client import AsyncClient, Client, NotAnswered, NotKnown
 from streams.publisher import SyncPublisher
 
-from ..workers import WorkerProcess
+from ..workers import ROOT, WorkerProcess
 from .test_cli import pulsefold
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
@@ -38,7 +40,10 @@ def events() -> list[dict[str, Any]]:
         ("trust.observed.v1", {"kind": "model", "id": "m1", "success": True}),
         ("task.started.v1", {"execution_id": "e1", "task": "t1", "agent": "a1", "task_type": "code"}),
         ("task.completed.v1", {"execution_id": "e1", "task": "t1", "agent": "a1", "task_type": "code", "success": True}),
-        ("judgment.recorded.v1", {"task": "t1", "judge": "j", "agent": "a1", "overall_score": 0.9, "overall_confidence": 0.8, "criteria": {"safety": 0.9}, "evaluation_time_ms": 5}),
+        (
+            "judgment.recorded.v1",
+            {"task": "t1", "judge": "j", "agent": "a1", "overall_score": 0.9, "overall_confidence": 0.8, "criteria": {"safety": 0.9}, "evaluation_time_ms": 5},
+        ),
         ("learning.recorded.v1", {"task_type": "chess", "performance_score": 0.5, "learning_rate": 0.1, "episode_count": 1, "convergence_metric": 0.2}),
         ("goal.created.v1", {"goal_id": "g1", "target": 0.9}),
         ("cost.incurred.v1", {"cost": "0.5", "model": "m1"}),
@@ -110,7 +115,7 @@ def test_the_async_client_asks_a_worker(served: WorkerProcess) -> None:
 
 
 NEEDED: dict[str, list[str]] = {
-    "/costs/check": ["amount=1"], "/learning/curve": ["task=chess"], "/metrics/aggregate": ["metric=train"], "/performance/trends": ["metric=success"],
+    "/costs/check": ["amount=1"], "/learning/curve": ["task=chess"], "/learning/trend": ["task=chess"], "/metrics/aggregate": ["metric=train"], "/performance/trends": ["metric=success"],
     "/sql": ["query=SELECT id FROM events LIMIT 2"],
 }  # fmt: skip
 NAMES = {
@@ -120,7 +125,7 @@ NAMES = {
 
 
 def test_query_reaches_every_view_as_json_and_csv(served: WorkerProcess) -> None:
-    paths = sorted({view.path for fold in folds() for view in fold.views} | {view.path for view in RAW_VIEWS}) + ["/alerts", "/status"]
+    paths = [*sorted({view.path for fold in folds() for view in fold.views} | {view.path for view in RAW_VIEWS}), "/alerts", "/status"]
     code = """
 import sys, json, io, contextlib
 from streams.cli.app import run
@@ -132,11 +137,6 @@ for words in json.loads(sys.argv[1]):
 """
     url = f"http://127.0.0.1:{served.port}"
     asked = [["query", NAMES.get(path, path), *NEEDED.get(path, []), how, "--url", url] for path in paths for how in ("--json", "--csv")]
-    import subprocess
-    import sys
-
-    from ..workers import ROOT
-
     done = subprocess.run([sys.executable, "-c", code, json.dumps(asked)], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
     answers = [json.loads(line) for line in done.stdout.splitlines()]

@@ -177,6 +177,7 @@ def test_an_answer_knows_its_time_lag_rows_and_readiness() -> None:
     answer = Answer({"as_of": "2026-03-02T00:00:00.000000Z", "lag": 3, "ready": False, "variables": [{"name": "a"}], "cursor": "c"})
     assert (answer.as_of, answer.lag, answer.ready, answer.rows, answer.cursor) == (datetime(2026, 3, 2, tzinfo=UTC), 3, False, [{"name": "a"}], "c")
     assert Answer({"trust": 0.5}).rows == [{"trust": 0.5}]
+    assert Answer({"m1": {"trust": 0.5}, "m2": {"trust": 0.7}, "lag": 0}).rows == [{"id": "m1", "trust": 0.5}, {"id": "m2", "trust": 0.7}]
     assert Answer({"trust": 0.5}).as_of is None
 
 
