@@ -115,7 +115,8 @@ def test_the_async_client_asks_a_worker(served: WorkerProcess) -> None:
 
 
 NEEDED: dict[str, list[str]] = {
-    "/costs/check": ["amount=1"], "/learning/curve": ["task=chess"], "/learning/trend": ["task=chess"], "/metrics/aggregate": ["metric=train"], "/performance/trends": ["metric=success"],
+    "/costs/check": ["amount=1"], "/learning/curve": ["task=chess"], "/learning/trend": ["task=chess"],
+    "/metrics/aggregate": ["metric=train"], "/performance/trends": ["metric=success"],
     "/sql": ["query=SELECT id FROM events LIMIT 2"],
 }  # fmt: skip
 NAMES = {
