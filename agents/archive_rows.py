@@ -204,7 +204,7 @@ class Rows:
         reasons: list[str | None] = [None] * len(records)
         found = decode_all([record.value for record in records])
         if found is not None:
-            return list(found), reasons
+            return list(found.events), reasons
         events: list[Event | None] = []
         for at, record in enumerate(records):
             try:

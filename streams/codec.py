@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -39,6 +39,8 @@ MAX_BYTES = 1 << 20
 MAX_METADATA_BYTES = 16 << 10
 MAX_USD = Decimal(10) ** 9
 MAX_DEPTH = 8
+DAY_S = 86_400
+LAST_S = datetime(9998, 12, 31, tzinfo=UTC).timestamp()
 LEVELS = {"info": 1, "warning": 2, "critical": 3, "shutdown": 4}
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
@@ -106,7 +108,22 @@ def decode(raw: bytes | None) -> Event:
     return event
 
 
-def decode_all(raws: Sequence[bytes | None]) -> list[Event] | None:
+class Batch(msgspec.Struct, frozen=True, gc=False):
+    """Many events, and what is known of all of them.
+
+    Attributes:
+        ids, tenants, classes: of the events: their ids in order, and the sets of their tenants and of the classes of their data.
+        seconds: their times since the epoch; None where an event has none.
+    """
+
+    events: list[Event]
+    ids: list[str]
+    tenants: set[str]
+    classes: set[type[Data]]
+    seconds: list[float] | None
+
+
+def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
     """The events of many values, where every one of them is plainly valid; else None: decode them one by one.
 
     What `decode` looks at one by one is looked at for all at once, which halves the cost.
@@ -115,20 +132,32 @@ def decode_all(raws: Sequence[bytes | None]) -> list[Event] | None:
         events: list[Event] = list(map(_decode, raws))  # type: ignore[arg-type]  # None is a TypeError, as meant
         if max(map(len, raws), default=0) > MAX_BYTES:  # type: ignore[arg-type]  # all are bytes here
             return None
-        if not {event.tenant for event in events} <= _known_tenants or not "".join([event.id for event in events]).isprintable():
+        ids = [event.id for event in events]
+        tenants = {event.tenant for event in events}
+        if not tenants <= _known_tenants or not "".join(ids).isprintable() or not {event.derivedfrom for event in events} <= {None}:
             return None
-        if any([event.derivedfrom is not None for event in events]):
-            return None
-        if any([moment is not None and not 1970 <= moment.year < 9999 for moment in [event.time for event in events]]):
+        moments = [event.time for event in events]
+        seconds = None if None in moments else [moment.timestamp() for moment in moments]  # type: ignore[union-attr]  # none is None
+        if not _all_early(moments, seconds):
             return None
         data = [event.data for event in events]
-        if {one.__class__ for one in data} == {TrustObserved}:
-            return events if {one.kind for one in data} <= _known_kinds and "".join([one.id for one in data]).isprintable() else None
-        for one in data:
-            _CHECKS.get(one.__class__, _names)(one)
+        classes = {one.__class__ for one in data}
+        if classes == {TrustObserved}:
+            if not {one.kind for one in data} <= _known_kinds or not "".join([one.id for one in data]).isprintable():
+                return None
+        else:
+            for one in data:
+                _CHECKS.get(one.__class__, _names)(one)
     except (msgspec.MsgspecError, InvalidEvent, ValueError, TypeError, RecursionError, ArithmeticError):
         return None
-    return events
+    return Batch(events, ids, tenants, classes, seconds)
+
+
+def _all_early(moments: Sequence[datetime | None], seconds: Sequence[float] | None) -> bool:
+    """Whether all are surely of the years that are taken, wherever they were told."""
+    if seconds is not None:
+        return not seconds or (min(seconds) > DAY_S and max(seconds) < LAST_S)
+    return all([moment is None or 1970 <= moment.year < 9999 for moment in moments])
 
 
 def encode(event: Event) -> bytes:

@@ -27,7 +27,7 @@ Level = Literal["info", "warning", "critical", "shutdown"]
 Rubrics = Annotated[dict[Name, Unit], Meta(max_length=64)]
 
 
-class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Base of all event data.
 
     Attributes:
@@ -201,7 +201,7 @@ class CostRefunded(Data, frozen=True, kw_only=True):
     tags: Tags = []
 
 
-class Limit(msgspec.Struct, frozen=True, kw_only=True):
+class Limit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A level and the amount in USD at which it is reached."""
 
     level: Level
@@ -222,7 +222,7 @@ class BudgetSet(Data, frozen=True, kw_only=True):
 # ---- judgments
 
 
-class Observation(msgspec.Struct, frozen=True, kw_only=True):
+class Observation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A success or failure of something, with a weight above 0."""
 
     kind: Kind
@@ -261,7 +261,7 @@ class TrustDecayed(Data, frozen=True, kw_only=True):
     min_count: Natural = 5.0
 
 
-class Series(msgspec.Struct, frozen=True, kw_only=True):
+class Series(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A history as two lists of one length; times RFC 3339 or unix seconds."""
 
     times: Annotated[list[Moment | float], Meta(max_length=10_000)]
@@ -282,7 +282,7 @@ class TrustImported(Data, frozen=True, kw_only=True):
     removed: bool = False
 
 
-class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+class Baseline(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an agent is expected to do."""
 
     latency_ms: Natural | None = None
@@ -312,7 +312,7 @@ class AgentStatusChanged(Data, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(max_length=4096)] | None = None
 
 
-class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+class Alternative(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agent that was considered for a task."""
 
     agent: Name
@@ -375,7 +375,7 @@ class EvaluationCompleted(Data, frozen=True, kw_only=True):
     feedback: Annotated[str, Meta(max_length=65_536)] | None = None
 
 
-class Violation(msgspec.Struct, frozen=True, kw_only=True):
+class Violation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A rule that was broken."""
 
     severity: Literal["low", "medium", "high", "critical"]
@@ -489,7 +489,7 @@ class ClockTicked(Data, frozen=True, kw_only=True):
 # ---- out of the service
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The record that crossed a threshold; topic without prefix."""
 
     topic: str
@@ -562,7 +562,7 @@ class AgentScored(Data, frozen=True, kw_only=True):
 # ---- the envelope
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A decoded CloudEvents 1.0 envelope.
 
     Attributes:

@@ -26,7 +26,8 @@ def expected(kind: Any, *, keyed: bool = False) -> str:
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return " ".join([expected(parts[0]), *(words for meta in parts[1:] for words in _bounds(meta))])
+        described: list[str] = [meta.description for meta in parts[1:] if getattr(meta, "description", None)]
+        return described[0] if described else " ".join([expected(parts[0]), *(words for meta in parts[1:] for words in _bounds(meta))])
     if origin is Literal:
         return " or ".join(map(str, parts))
     if origin in (Union, UnionType):

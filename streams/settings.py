@@ -34,7 +34,9 @@ Days = Annotated[float, msgspec.Meta(ge=30)]
 Secret = Annotated[str, msgspec.Meta(min_length=1)]
 From0 = Annotated[float, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern="^[A-Za-z0-9._-]+$")]
-Roles = Annotated[str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$")]
+Roles = Annotated[
+    str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$", description="all, or some of fold, serve, archive by comma")
+]
 Prefix = Annotated[str, msgspec.Meta(max_length=100, pattern="^[A-Za-z0-9._-]*$")]
 
 
@@ -80,7 +82,7 @@ SERVICE: tuple[Setting, ...] = (
         "auto",
         "on = publish alerts and derived events; off = only fold and serve; auto = on for the app that was there first",
     ),
-    Setting("roles", Roles, "all", "what this worker does: all, or some of fold, serve, archive by comma"),
+    Setting("roles", Roles, "all", "what this worker does; all = fold, serve, archive"),
     Setting("rebuild", bool, False, "fold everything again from the log's start where tables were made with other settings or versions"),
     Setting("archive_dir", str | None, None, "folder of the archive; off = one beside data_dir, and a temporary one with the embedded broker"),
     Setting("archive_days", Days, 90.0, "days that the archive keeps events, by event time; 30 or more"),

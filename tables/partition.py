@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import numpy as np
 
-from streams.codec import InvalidEvent, decode, decode_all
+from streams.codec import Batch, InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
 from streams.events import ClockTicked, MetricRecorded, TenantCleared
 
@@ -111,6 +111,14 @@ def _event_or_none(record: Record, odd: dict[int, InvalidEvent | None]) -> Event
     except InvalidEvent as bad:
         odd[record.offset] = bad
         return None
+
+
+def _times(events: Sequence[Any], batch: Batch | None, kafka_times: Sequence[int]) -> list[int]:
+    """Event times in microseconds; the record's Kafka timestamp where an event has none."""
+    if batch is not None and batch.seconds is not None:
+        return (np.array(batch.seconds) * 1e6 + 0.5).astype(np.int64).tolist()  # type: ignore[no-any-return]
+    moments = [None if event is None else event.time for event in events]
+    return [kafka_ms * 1000 if moment is None else int(moment.timestamp() * 1e6 + 0.5) for moment, kafka_ms in zip(moments, kafka_times, strict=True)]
 
 
 def _no_table(event: Event, p: Partition) -> None:
@@ -432,7 +440,9 @@ class Partition:
         partition is not `whole` any more and must not be written.
         """
         done = max(self.window.done, self.next - 1)
-        fresh = [record for record in records if record.offset > done]
+        fresh = records if isinstance(records, list) else list(records)
+        if fresh and fresh[0].offset <= done:
+            fresh = [record for record in fresh if record.offset > done]
         self.whole = False
         for begin in range(0, len(fresh), SLICE):
             self._absorb(fresh[begin : begin + SLICE])
@@ -442,18 +452,19 @@ class Partition:
     def _absorb(self, records: Sequence[Record]) -> None:
         """Absorb a slice of records: decode all, look all up in the dedupe window, then fold run by run."""
         odd: dict[int, InvalidEvent | None] = {}
-        events: list[Any] | None = decode_all([record.value for record in records])
-        if events is None:
-            events = [_event_or_none(record, odd) for record in records]
-        self._slice = records
-        self._hear(events, records[-1].timestamp)
-        times = self._times(events, records)
-        self._look_up(events, records, odd)
+        offsets = [record.offset for record in records]
         kafka_times = [record.timestamp for record in records]
+        batch = decode_all([record.value for record in records])
+        events: list[Any] = [_event_or_none(record, odd) for record in records] if batch is None else batch.events
+        self._slice = records
+        self._hear(events, batch, kafka_times[-1])
+        times = _times(events, batch, kafka_times)
+        self._look_up(events, batch, records, offsets, odd)
         if max(times) > min(kafka_times) * 1000 + self.bounds.max_future_us:
-            for at, (time_us, kafka_ms) in enumerate(zip(times, kafka_times, strict=True)):
+            for offset, time_us, kafka_ms in zip(offsets, times, kafka_times, strict=True):
                 if time_us > kafka_ms * 1000 + self.bounds.max_future_us:
-                    odd.setdefault(records[at].offset, IN_FUTURE)
+                    odd.setdefault(offset, IN_FUTURE)
+        alike = batch is not None and len(batch.classes) == 1 == len(batch.tenants)
 
         counters = self.counters()
         counters_row = self.spaces[COUNTERS.index][""][()]
@@ -462,7 +473,7 @@ class Partition:
         begin, end, size = 0, 0, len(records)
         while begin < size:
             record = records[begin]
-            offset = self.offset = record.offset
+            offset = self.offset = offsets[begin]
             self._counting = offset > counted
             if odd and offset in odd:
                 bad = odd[offset]
@@ -482,14 +493,14 @@ class Partition:
             cls = event.data.__class__
             absorb_run = runs.get(cls)
             if absorb_run is not None and not odd and self._counting:
-                end = begin + 1
+                end = size if alike else begin + 1
                 tenant = event.tenant
                 while end < size and events[end].data.__class__ is cls and events[end].tenant == tenant:
                     end += 1
-                absorb_run(events[begin:end], [record.offset for record in records[begin:end]], times[begin:end], self)
+                absorb_run(events[begin:end], offsets[begin:end], times[begin:end], self)
                 self._folded(cls, end - begin)
                 newest = max(times[begin:end])
-                self._moved(tenant, newest, records[times.index(newest, begin)].offset)
+                self._moved(tenant, newest, offsets[times.index(newest, begin)])
                 begin = end
                 continue
             time_us = self.time_us = times[begin]
@@ -513,45 +524,39 @@ class Partition:
                     self._folded(cls, 1)
             self._moved(event.tenant, time_us, offset)
             begin += 1
-        last = records[-1].offset
+        last = offsets[-1]
         self.next = last + 1
         if last > counted:
             counters_row.applied = last
             self.dirty[COUNTERS.index].add(counters_row)
 
-    def _hear(self, events: Sequence[Any], timestamp_ms: int) -> None:
+    def _hear(self, events: Sequence[Any], batch: Batch | None, timestamp_ms: int) -> None:
         """Note whose events these are; ticks are not the tenant's own."""
-        try:
-            tenants = {event.tenant for event in events if event.data.__class__ is not ClockTicked}
-        except AttributeError:  # what is no event is nobody's
+        if batch is not None and ClockTicked not in batch.classes:
+            tenants = batch.tenants
+        else:
             tenants = {event.tenant for event in events if event is not None and event.data.__class__ is not ClockTicked}
         for tenant in tenants:
             self.heard[tenant] = timestamp_ms
 
-    def _times(self, events: Sequence[Any], records: Sequence[Record]) -> list[int]:
-        """Event times in microseconds; the record's Kafka timestamp where an event has none."""
-        try:
-            return (np.array([event.time.timestamp() for event in events]) * 1e6 + 0.5).astype(np.int64).tolist()  # type: ignore[no-any-return]
-        except AttributeError:  # an event without time, or no event
-            pass
-        moments = [None if event is None else event.time for event in events]
-        return [record.timestamp * 1000 if moment is None else int(moment.timestamp() * 1e6 + 0.5) for moment, record in zip(moments, records, strict=True)]
-
-    def _look_up(self, events: Sequence[Any], records: Sequence[Record], odd: dict[int, InvalidEvent | None]) -> None:
+    def _look_up(self, events: Sequence[Any], batch: Batch | None, records: Sequence[Record], offsets: list[int], odd: dict[int, InvalidEvent | None]) -> None:
         """Enter the slice into the dedupe window; duplicates become odd."""
-        every = offsets = [record.offset for record in records]
+        known = offsets
         metrics: list[tuple[int, str]] = []
-        if odd or any([record.headers for record in records]):
+        if batch is None or any([record.headers for record in records]):
             pairs = [(event, record) for event, record in zip(events, records, strict=True) if event is not None]
-            offsets = [record.offset for _, record in pairs]
+            known = [record.offset for _, record in pairs]
             names = [(redriven(record) if record.headers else None) or event.tenant + "\0" + event.id for event, record in pairs]
+        elif len(batch.tenants) == 1:
+            first = next(iter(batch.tenants)) + "\0"
+            names = [first + id for id in batch.ids]
         else:
             names = [event.tenant + "\0" + event.id for event in events]
         if self.topic == MetricRecorded.TOPIC:
             for event, record in zip(events, records, strict=True):
                 if event is not None and event.data.__class__ is MetricRecorded and not (record.headers and redriven(record)):
                     metrics.append((record.offset, f"{event.tenant}\0{event.data.metric_id or event.id}"))
-        for offset in self.window.note(offsets, names, metrics, every):
+        for offset in self.window.note(known, names, metrics, offsets):
             odd[offset] = None
 
     def _moved(self, tenant: str, time_us: int, offset: int) -> None:

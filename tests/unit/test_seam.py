@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
+from types import SimpleNamespace
 
 import aiokafka
 import faust
@@ -13,7 +15,9 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
-from aiokafka.record.default_records import DefaultRecord
+from aiokafka.record.default_records import DefaultRecord, DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c as crc32c
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport import consumer as base
@@ -71,3 +75,82 @@ def test_a_connection_that_uvloop_finds_closed_is_told_as_broken() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(write_to_a_closed_connection())
+
+
+def fetched_bytes(rng: random.Random) -> tuple[bytes, list[tuple[int, int]], int]:
+    """What a broker answers a fetch with: batches with gaps, some aborted, with markers; the aborted transactions; the position asked for."""
+    raw, aborted, offset = b"", [], 0
+    for _ in range(rng.randrange(1, 8)):
+        producer = rng.randrange(3)
+        transactional = rng.random() < 0.4
+        builder = DefaultRecordBatchBuilder(
+            magic=2,
+            compression_type=rng.choice((0, 1)),
+            is_transactional=transactional,
+            producer_id=producer,
+            producer_epoch=0,
+            base_sequence=0,
+            batch_size=1 << 20,
+        )
+        size = rng.randrange(1, 9)
+        for n in range(size):
+            builder.append(n, timestamp=n, key=b"k%d" % n, value=b"v%d" % (offset + n), headers=[])
+        raw += offset.to_bytes(8, "big") + bytes(builder.build())[8:]
+        first, offset = offset, offset + size + rng.randrange(3)
+        if transactional:
+            marker = DefaultRecordBatchBuilder(
+                magic=2, compression_type=0, is_transactional=True, producer_id=producer, producer_epoch=0, base_sequence=0, batch_size=1 << 20
+            )
+            abort = rng.random() < 0.5
+            marker.append(0, timestamp=0, key=b"\0\0\0\0" if abort else b"\0\0\0\1", value=b"\0\0\0\0\0\0", headers=[])
+            control = bytearray(marker.build())
+            control[:8] = offset.to_bytes(8, "big")
+            control[22] |= 0x20  # a control batch
+            control[17:21] = crc32c(bytes(control[21:])).to_bytes(4, "big")
+            raw += bytes(control)
+            offset += 1
+            if abort:
+                aborted.append((producer, first))
+    return raw, aborted, rng.randrange(4)
+
+
+class Assigned:
+    """As much of an assignment as a fetch result asks."""
+
+    def __init__(self, position: int) -> None:
+        self.active = True
+        self.paused = False
+        self.position = position
+
+    def state_value(self, tp: object) -> Assigned:
+        return self
+
+    def consumed_to(self, position: int) -> None:
+        self.position = position
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_records_taken_by_batches_are_those_that_aiokafka_takes_one_by_one(seed: int) -> None:
+    rng = random.Random(seed)
+    raw, aborted, position = fetched_bytes(rng)
+    limits = [rng.choice((None, 1, 2, 3, 5, 8)) for _ in range(60)]
+    taken: list[list[tuple[int, bytes, int]]] = []
+    for ours in (False, True):
+        tp = aiokafka.TopicPartition("t", 0)
+        assigned = Assigned(position)
+        found = fetcher.PartitionRecords(tp, MemoryRecords(raw), list(aborted), position, None, None, True, fetcher.READ_COMMITTED)
+        result = fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
+        calls: list[tuple[int, bytes, int]] = []
+        for limit in limits:
+            if not result.has_more():
+                break
+            if ours:
+                seam.plain_records(SimpleNamespace(_records={tp: result}))
+            records = result.getall(limit)
+            assert limit is None or len(records) <= limit
+            calls += [(record.offset, record.value, record.timestamp) for record in records]
+            calls.append((assigned.position, b"position", len(records)))
+        assert not result.has_more()
+        taken.append(calls)
+    assert taken[0] == taken[1]
+    assert any(call[1] != b"position" for call in taken[0]) or aborted or position
