@@ -36,6 +36,8 @@ IDENTITY_S = 5.0
 """Seconds between two looks at whether the source topics are still the same."""
 MAX_BEHIND = 200_000
 """Records a partition may be folded ahead of its writes before fetching pauses."""
+BEHIND, BEHIND_FLUSHES = 20_000, 4
+"""Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 
 
 @dataclass(frozen=True)
@@ -371,8 +373,13 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self._wake.clear()
             begun = time.monotonic()
             rows = await self._flush_all()
-            pause = min(self.config.flush_max_s, rows / 10_000) - (time.monotonic() - begun)
+            longest = self.config.flush_max_s * (BEHIND_FLUSHES if self._behind() else 1)
+            pause = min(longest, rows / 10_000 * longest / self.config.flush_max_s) - (time.monotonic() - begun)
             await asyncio.sleep(max(0.002, pause))
+
+    def _behind(self) -> bool:
+        """Whether so much waits that nobody sees how late a row is: written less often, a row takes in more records."""
+        return sum(self.lag(shard) for shard in self.core.shards.values() if shard.ready) > BEHIND
 
     async def _flush_all(self) -> int:
         if self._dead:

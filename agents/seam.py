@@ -172,17 +172,30 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
 
 
 def plain_records(fetcher: Any) -> None:
-    """Let what was fetched come as the records of its batches, a batch at a time, without the copy of each: half of what fetching costs.
+    """Let what is fetched come as the records of its batches, a batch at a time, without the copy of each: half of what fetching costs.
 
-    They have offset, timestamp, key, value and headers, and no topic and partition.
+    They have offset, timestamp, key, value and headers, and no topic and partition. To be called before anything is taken.
     """
-    for fetched in fetcher._records.values():
-        found = getattr(fetched, "_partition_records", None)
-        if found is not None and found._records.__class__ is not _Batches:
+    if fetcher._records.__class__ is not _Fetched:
+        fetcher._records = _Fetched(fetcher._records)
+
+
+class _Fetched(dict[Any, Any]):
+    """aiokafka's fetched results by partition, each made plain as it comes in: before a record is taken from it."""
+
+    def __init__(self, results: Mapping[Any, Any]) -> None:
+        super().__init__()
+        for tp, result in results.items():
+            self[tp] = result
+
+    def __setitem__(self, tp: Any, result: Any) -> None:
+        found = getattr(result, "_partition_records", None)
+        if found is not None:
             found._records = _Batches(found._records)
-            found._consumer_record = partial(_from, found)
-            fetched.rest = []
-            fetched.getall = partial(_taken, fetched)
+            found._consumer_record = _records_of
+            result.rest = []
+            result.getall = partial(_taken, result)
+        super().__setitem__(tp, result)
 
 
 class _Batches:
@@ -226,10 +239,8 @@ class _Whole:
         self.offset = records[-1].offset
 
 
-def _from(found: Any, tp: Any, whole: _Whole) -> list[Any]:
-    """The records of a batch from the fetch position on: a fetch may begin within it."""
-    records, position = whole.records, found.next_fetch_offset
-    return records if records[0].offset >= position else [record for record in records if record.offset >= position]
+def _records_of(tp: Any, whole: _Whole) -> list[Any]:
+    return whole.records
 
 
 def _taken(fetched: Any, max_records: int | None = None) -> list[Any]:
@@ -238,12 +249,14 @@ def _taken(fetched: Any, max_records: int | None = None) -> list[Any]:
         return []
     found, taken, fetched.rest = fetched._partition_records, fetched.rest, []
     while max_records is None or len(taken) < max_records:
+        position = found.next_fetch_offset
         records = next(found, None)
         if records is None:
             fetched._update_position()
             fetched._partition_records = None
+            del fetched.getall  # which refers to it: its memory would wait for the collector
             return taken  # type: ignore[no-any-return]
-        taken += records
+        taken += records if records[0].offset >= position else [record for record in records if record.offset >= position]  # a fetch may begin inside
     taken, fetched.rest = taken[:max_records], taken[max_records:]
     found.next_fetch_offset = taken[-1].offset + 1
     fetched._update_position()

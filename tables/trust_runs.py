@@ -23,22 +23,23 @@ def observed_run(trust: Trust, events: Sequence[Event], offsets: Sequence[int], 
     """Absorb a run of observations of one tenant."""
     rows = trust.rows
     space = p.space(rows, events[0].tenant)
-    dirty = p.dirty[rows.index].add
-    kinds, other, low, pack = trust.kinds, trust.other, trust.low, POINT.pack
+    find, dirty = space.get, p.dirty[rows.index].add
+    other, low, pack = trust.other, trust.low, POINT.pack
+    rule_of, rule = trust.kinds.get if trust.kinds else None, trust.other
     n_plain = 0
     for event, offset, time_us in zip(events, offsets, times, strict=True):
         data = event.data
         kind = data.kind
-        row = space.get((kind, data.id))
-        rule = kinds.get(kind, other)
-        if row is None or row.applied >= offset or row.state.__class__ is not TrustState or not row.state.known or rule.half_life_us is not None:
+        row = find((kind, data.id))
+        if rule_of is not None:
+            rule = rule_of(kind, other)
+        if row is None or row.applied >= offset or (state := row.state).__class__ is not TrustState or not state.known or rule.half_life_us is not None:
             p.offset, p.time_us = offset, time_us
             trust.observed(event, p)
             continue
         n_plain += 1
         row.applied = offset
         dirty(row)
-        state = row.state
         alpha, beta = state.alpha, state.beta
         if data.success:
             alpha += data.weight

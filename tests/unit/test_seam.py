@@ -54,6 +54,9 @@ def test_the_private_parts_we_lean_on_are_there() -> None:
     assert {"beginning_offsets", "end_offsets", "position", "getmany"} <= set(dir(aiokafka.AIOKafkaConsumer))
     assert list(inspect.signature(fetcher.PartitionRecords._consumer_record).parameters) == ["self", "tp", "record"]
     assert {"offset", "timestamp", "key", "value", "headers"} <= set(dir(DefaultRecord))
+    assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher) and "self._records = " not in inspect.getsource(
+        fetcher.Fetcher._fetch_requests_routine
+    )
     assert "_partition_records" in inspect.getsource(fetcher.FetchResult.__init__) and "_records" in inspect.getsource(fetcher.Fetcher.__init__)
 
 
@@ -79,7 +82,7 @@ def test_a_connection_that_uvloop_finds_closed_is_told_as_broken() -> None:
 
 def fetched_bytes(rng: random.Random) -> tuple[bytes, list[tuple[int, int]], int]:
     """What a broker answers a fetch with: batches with gaps, some aborted, with markers; the aborted transactions; the position asked for."""
-    raw, aborted, offset = b"", [], 0
+    raw, aborted, offset, asked = b"", [], 0, None
     for _ in range(rng.randrange(1, 8)):
         producer = rng.randrange(3)
         transactional = rng.random() < 0.4
@@ -96,6 +99,8 @@ def fetched_bytes(rng: random.Random) -> tuple[bytes, list[tuple[int, int]], int
         for n in range(size):
             builder.append(n, timestamp=n, key=b"k%d" % n, value=b"v%d" % (offset + n), headers=[])
         raw += offset.to_bytes(8, "big") + bytes(builder.build())[8:]
+        if asked is None:
+            asked = rng.randrange(size)  # inside the first batch: a broker sends whole ones
         first, offset = offset, offset + size + rng.randrange(3)
         if transactional:
             marker = DefaultRecordBatchBuilder(
@@ -111,7 +116,7 @@ def fetched_bytes(rng: random.Random) -> tuple[bytes, list[tuple[int, int]], int
             offset += 1
             if abort:
                 aborted.append((producer, first))
-    return raw, aborted, rng.randrange(4)
+    return raw, aborted, asked or 0
 
 
 class Assigned:
@@ -141,11 +146,11 @@ def test_records_taken_by_batches_are_those_that_aiokafka_takes_one_by_one(seed:
         found = fetcher.PartitionRecords(tp, MemoryRecords(raw), list(aborted), position, None, None, True, fetcher.READ_COMMITTED)
         result = fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
         calls: list[tuple[int, bytes, int]] = []
+        if ours:
+            seam.plain_records(SimpleNamespace(_records={tp: result}))
         for limit in limits:
             if not result.has_more():
                 break
-            if ours:
-                seam.plain_records(SimpleNamespace(_records={tp: result}))
             records = result.getall(limit)
             assert limit is None or len(records) <= limit
             calls += [(record.offset, record.value, record.timestamp) for record in records]
