@@ -145,7 +145,7 @@ def build(settings: Settings) -> seam.App:
         stream_buffer_maxsize=16,
         stream_recovery_delay=0.0,
         broker_max_poll_records=4000,
-        consumer_max_fetch_size=1 << 20,
+        consumer_max_fetch_size=1 << 18,
         broker_session_timeout=float(settings.get("session_timeout_s")),
         broker_heartbeat_interval=float(settings.get("heartbeat_s")),
         broker_rebalance_timeout=20.0,

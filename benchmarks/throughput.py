@@ -192,6 +192,8 @@ def worker(bootstrap: str, prefix: str, total: int, port: int) -> dict[str, floa
         str(port),
         "--log-level",
         "warning",
+        "--roles",
+        "fold,serve",
         "--partitions",
         str(PARTITIONS),
     ]
