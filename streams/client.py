@@ -505,26 +505,27 @@ class Client(Views[Answer]):
         prefix = "" if path.startswith(("/api/", "/healthz", "/readyz", "/openapi.json")) else "/api/v1"
         return self._parts.path + prefix + path + ("?" + urllib.parse.urlencode(pairs) if pairs else "")
 
+    def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = self._connection()
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        return response, response.read()
+
     def _request(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> tuple[bytes, dict[str, str]]:
         sent = dict(headers)
         if self.token:
             sent["Authorization"] = f"Bearer {self.token}"
         if self.tenant:
             sent["X-Tenant"] = self.tenant
-        for again in (True, False):
-            connection = self._connection()
+        try:
             try:
-                connection.request(method, target, body, sent)
-                response = connection.getresponse()
-                raw = response.read()
-                break
-            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as gone:
+                response, raw = self._exchange(method, target, sent, body)
+            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 self.close()  # the worker closes connections that are idle
-                if not again:
-                    raise NotAnswered(f"url: no worker answers at {self.url} ({gone})", 0) from None
-            except (OSError, http.client.HTTPException) as failed:
-                self.close()
-                raise NotAnswered(f"url: no worker answers at {self.url} ({failed})", 0) from None
+                response, raw = self._exchange(method, target, sent, body)
+        except (OSError, http.client.HTTPException) as failed:
+            self.close()
+            raise NotAnswered(f"url: no worker answers at {self.url} ({failed})", 0) from None
         found = {name.lower(): value for name, value in response.getheaders()}
         if response.status >= 400:
             raise _error(target, response.status, response.reason, raw)

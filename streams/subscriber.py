@@ -153,7 +153,7 @@ class AlertSubscriber:
                 if alert is not None:
                     self._given = message
                     return alert
-                self._passed[message.partition()] = message.offset() + 1
+                self._pass(message)
             if self._polling is None:
                 self._polling = asyncio.get_running_loop().run_in_executor(self._thread, self._poll)
             try:
@@ -168,8 +168,13 @@ class AlertSubscriber:
 
     def _consume(self) -> None:
         if self._given is not None:
-            self._passed[self._given.partition()] = self._given.offset() + 1
+            self._pass(self._given)
             self._given = None
+
+    def _pass(self, message: Message) -> None:
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None and offset is not None, "a message that was polled has both"
+        self._passed[partition] = offset + 1
 
     def _read(self, message: Message) -> Alert | None:
         value = message.value()

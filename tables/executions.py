@@ -137,6 +137,7 @@ class Executions:
         task = digest(agent, data.task)
         place = bucket(task, WAITING_BUCKETS)
         duplicate = started = False
+        execution = b""
         if data.execution_id is not None:
             execution = digest(agent, data.execution_id)
             facts = p.open(kept.executions, tenant, _IDS[bucket(execution, ID_BUCKETS)])

@@ -133,7 +133,7 @@ class LearningViews:
         since = {} if params.since is None else {"since_us": to_us(params.since)}
         shown = []
         for time_us, _, _, score, rate, episodes, metric, _ in self.fold.last(reader, streams, params.window, **since):
-            point = dict(zip(CURVE, (rfc3339(time_us), score, rate, episodes, metric), strict=True))
+            point: dict[str, object] = dict(zip(CURVE, (rfc3339(time_us), score, rate, episodes, metric), strict=True))
             shown.append({name: point[name] for name in fields})
         return {"task": params.task, "run": params.run, "points": shown, "as_of": rfc3339_or_none(reader.as_of())}
 
@@ -166,7 +166,7 @@ class LearningViews:
             raise BadParameter("task" if params.task is None else "tasks", "give either task or tasks")
         if params.task is not None:
             points = self.fold.last(reader, self.known(reader, params.task, params.run), params.window)
-            answer = {"task": params.task, "run": params.run, **trend_of(points)}
+            answer: dict[str, Any] = {"task": params.task, "run": params.run, **trend_of(points)}
         else:
             asked = list(dict.fromkeys(names(params.tasks or ())))
             if not 1 <= len(asked) <= MOST_TASKS:

@@ -568,7 +568,7 @@ def performance_views(kept: PerformanceTables, settings: PerformanceSettings, se
         return answer
 
     def predicted(reader: Reader, q: PredictParams) -> dict[str, Any]:
-        asked = list(dict.fromkeys([*names(q.agents or ()), *([q.agent] if q.agent is not None else [])]))
+        asked: list[str] = list(dict.fromkeys([*names(q.agents or ()), *([q.agent] if q.agent is not None else [])]))
         if len(asked) > MOST_ASKED:
             raise BadParameter("agents", f"{len(asked)} agents, at most {MOST_ASKED}")
         score = figures.prediction_score(reader, q.task_type)

@@ -7,7 +7,7 @@ absorbed. A row is a pure function of the log's prefix, so of two rows of one ke
 from __future__ import annotations
 
 import hashlib
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -29,12 +29,12 @@ class Row:
 
     __slots__ = ("applied", "key", "logged", "state", "tenant")
 
-    def __init__(self, tenant: str, key: tuple[str, ...], applied: int, logged: int, state: object) -> None:
+    def __init__(self, tenant: str, key: tuple[str, ...], applied: int, logged: int, state: Any) -> None:
         self.tenant = tenant
         self.key = key
         self.applied = applied
         self.logged = logged
-        self.state = state
+        self.state: Any = state
 
 
 class Table(Generic[S]):

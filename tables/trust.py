@@ -143,6 +143,7 @@ class Trust(Fold):
             if state is None:
                 continue
             rule = self.rule(key[0])
+            alpha = n = 0.0
             for success, weight in mine[key]:
                 alpha, n = rule.observe(state, success, weight, p.time_us)
             self.n_batched += len(mine[key])

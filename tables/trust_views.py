@@ -131,10 +131,10 @@ class TrustViews:
         placed = [(number, state) for number, state in reader.placed(self.fold.rows, key) if state.known]
         return self.fold.history.points(reader, key, placed, rule.slots, rule.history)
 
-    def render(self, kind: str, id: str, state: TrustState | None, at_us: int, z: float | None = None) -> dict[str, Any]:
+    def render(self, kind: str, id: str, state: TrustState | None, at_us: int, chosen: float | None = None) -> dict[str, Any]:
         """Everything about a key at a moment; `state` None = a key without evidence."""
         rule = self.fold.rule(kind)
-        z = rule.z if z is None else z
+        z: float = rule.z if chosen is None else chosen
         alpha, beta_ = (rule.a0, rule.b0) if state is None else rule.counts(state, at_us)
         effective_n = alpha + beta_ - rule.a0 - rule.b0
         last_update = None if state is None else state.last_update
