@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -324,12 +325,13 @@ def test_a_full_queue_with_a_spool_drops_nothing_blocks_nobody_and_keeps_the_ord
         publisher.publish(metric(0), id="e000")
         assert publisher.flush(10) == 0
         embedded.down()
-        longest = 0.0
+        took = []
         for i in range(1, 500):
             begun = time.perf_counter()
             publisher.publish(metric(i), id=f"e{i:03}")
-            longest = max(longest, time.perf_counter() - begun)
-        assert longest < 0.1 and publisher.report().spooled == 499
+            took.append(time.perf_counter() - begun)
+        assert statistics.median(took) < 0.01, "a call waited for the queue (max_block_ms is 50) instead of writing to the spool"
+        assert publisher.report().spooled == 499
         embedded.up()
         assert publisher.flush(30) == 0
         assert publisher.report().delivered == 500 and publisher.report().dropped == 0
