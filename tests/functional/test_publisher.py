@@ -391,7 +391,7 @@ def test_the_async_publisher_returns_when_the_broker_has_acknowledged(embedded: 
 
 
 async def _full_queue() -> float:
-    publisher = Publisher(NOBODY, max_queue=1, max_block_ms=100)
+    publisher = Publisher(NOBODY, max_queue=1, max_block_ms=2000)
     await publisher.send(metric())
     laps: list[float] = []
 
@@ -411,7 +411,7 @@ async def _full_queue() -> float:
 
 
 def test_a_full_queue_raises_from_the_async_publisher_and_never_blocks_the_loop() -> None:
-    assert asyncio.run(_full_queue()) < 0.5
+    assert asyncio.run(_full_queue()) < 1
 
 
 def test_publishing_costs_a_training_step_little(embedded: EmbeddedBroker) -> None:
