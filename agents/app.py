@@ -16,7 +16,7 @@ from streams.derive import event_bytes
 from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
 from streams.outputs import publishing_app
-from streams.settings import Settings, load, roles
+from streams.settings import Settings, load, roles, unknown_variables
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.partition import Bounds, Partition
 from tables.trust import ScheduledDecay, Trust
@@ -24,13 +24,14 @@ from tables.trust import ScheduledDecay, Trust
 from . import seam
 from .access import discover_partitions, security
 from .archive import Archive
-from .auth import Tokens
+from .auth import TokenFile, Tokens
 from .bare import Bare
 from .cleared import ClearedAlerts
 from .clock import Clock
 from .engine import Engine, EngineConfig
 from .http import Routes
 from .letters import LetterRate
+from .limits import LOOPBACK, tls
 from .registry import FOLD_SETTINGS, schema
 from .rules import Rules
 from .scores import Scores
@@ -47,8 +48,14 @@ PAGES = {
 
 
 def load_settings(flags: dict[str, Any] | None = None, toml: str | None = None) -> Settings:
-    """Flags, environment, pulsefold.toml, defaults."""
-    return load(flags or {}, os.environ, toml, FOLD_SETTINGS)
+    """Flags, environment, pulsefold.toml, defaults.
+
+    Raises:
+        ConfigError: a value is unusable, or a name is no setting's; of a variable, where it is nearly one's.
+    """
+    settings = load(flags or {}, os.environ, toml, FOLD_SETTINGS)
+    unknown_variables(os.environ, settings.declared)
+    return settings
 
 
 class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
@@ -110,12 +117,15 @@ def check_settings(settings: Settings) -> Tokens:
     Raises:
         ConfigError: a setting is unusable.
     """
+    file = settings.get("tokens_file")
     try:
-        tokens = Tokens(settings.get("tokens") or {})
+        tokens = Tokens(settings.get("tokens") or {}) if file is None else TokenFile(settings.get("tokens") or {}, file)
     except ValueError as bad:
-        raise ConfigError("tokens", str(bad).removeprefix("tokens: ")) from None
+        name, _, said = str(bad).partition(": ")
+        raise ConfigError(name, said) from None
     host = settings.get("web_host")
-    if not tokens and host not in ("127.0.0.1", "::1", "localhost"):
+    tls(settings)
+    if not tokens and host not in LOOPBACK:
         raise ConfigError("web_host", f"{host} is not loopback; configure tokens before serving it")
     if settings.get("dedupe_window") % 64:
         raise ConfigError("dedupe_window", "expected a multiple of 64")
@@ -158,6 +168,7 @@ def build(settings: Settings) -> seam.App:
         web_bind=host,
         web_port=settings.get("web_port"),
         web_cors_options=None,
+        web_ssl_context=tls(settings),
         datadir=settings.get("data_dir") or str(Path(tempfile.gettempdir()) / f"pulsefold-{app_id}"),
     )
     app.kafka_security = ours

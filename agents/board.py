@@ -11,13 +11,42 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from tables.fold import Standing
 
+
+class _Evidence(msgspec.Struct):
+    topic: str
+    partition: int
+    offset: int
+
+
+class _Data(msgspec.Struct):
+    alert_id: str
+    rule: str
+    subject: str
+    severity: Literal["info", "warning", "critical", "shutdown"]
+    period: str
+    evidence: _Evidence
+    threshold: float | None = None
+    notice: bool = False
+    related: list[str] = []
+
+
+class _Message(msgspec.Struct):
+    id: str
+    type: Literal["alert.opened.v1", "alert.escalated.v1", "alert.eased.v1", "alert.resolved.v1"]
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
+    tenant: str
+    data: _Data
+
+
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
+_check = msgspec.json.Decoder(_Message).decode
 
 
 @dataclass(slots=True)
@@ -40,6 +69,8 @@ class Board:
     Attributes:
         n_messages: messages read, without twins and tombstones.
         n_lost: messages that a slow subscriber could not take.
+        n_odd: records of the topic that are no alert messages; whoever may write there may write anything.
+        told: messages by tenant.
     """
 
     def __init__(self, recent: int = 1000) -> None:
@@ -48,6 +79,8 @@ class Board:
         self.subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
         self.n_messages = 0
         self.n_lost = 0
+        self.n_odd = 0
+        self.told: dict[str, int] = {}
 
     def read(self, key: bytes | None, value: bytes | None, order: tuple[int, int]) -> dict[str, Any] | None:
         """Take one record of the alerts topic; returns the message if it is news.
@@ -59,7 +92,13 @@ class Board:
         if value is None:
             self.entries.pop(name, None)
             return None
-        message = _decode(value)
+        try:
+            if not _check(value).id.isprintable():
+                raise ValueError("the id would break the lines of a stream")
+            message = _decode(value)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self.n_odd += 1
+            return None
         entry = self.entries.get(name)
         if entry is None:
             entry = self.entries[name] = Entry(message, order)
@@ -68,6 +107,7 @@ class Board:
         entry.message, entry.order = message, order
         entry.ids.add(message["id"])
         self.n_messages += 1
+        self.told[message["tenant"]] = self.told.get(message["tenant"], 0) + 1
         self.recent.append(message)
         for queue in self.subscribers:
             try:

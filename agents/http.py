@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import html
+import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 import msgspec
 import orjson
 from aiohttp import web
+from aiokafka.errors import KafkaError
 
 from streams.codec import InvalidEvent, decode
 from streams.keys import record_key
@@ -26,21 +28,40 @@ from tables.reader import PartitionReader
 
 from .archive import Archive
 from .auth import Caller, Denied, Tokens
+from .limits import (
+    ACK_S,
+    BODY_S,
+    EVENT_S,
+    LOOPBACK,
+    MAX_BATCH,
+    MAX_BODY,
+    MOST_RAW_OF_ONE,
+    MOST_STREAMS,
+    MOST_STREAMS_OF_ONE,
+    SEND_S,
+    Quota,
+)
 from .raw import RAW_VIEWS, RawView, raw_answer
-from .status import openapi, prometheus, status
+from .status import openapi, prometheus, status, tenant_status, tenants_of
 
 API = "/api/v1"
 ALIASES = {"/api/learning/metrics": "/learning/metrics", "/api/learning/report": "/learning/report", "/api/learning/goals": "/learning/goals"}
 _batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
-MAX_BODY = 8 << 20
-MAX_BATCH = 10_000
+log = logging.getLogger("pulsefold.http")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
+    "Server": "pulsefold",
 }
+
+
+class NoParams(msgspec.Struct, frozen=True):
+    """Nothing can be asked for."""
 
 
 class AlertsParams(msgspec.Struct, frozen=True):
@@ -61,8 +82,13 @@ def problem(status_code: int, detail: str, **members: object) -> web.Response:
         403: "Forbidden",
         404: "Not Found",
         405: "Method Not Allowed",
-        413: "Content Too Large",
+        408: "Request Timeout",
         409: "Conflict",
+        413: "Content Too Large",
+        415: "Unsupported Media Type",
+        421: "Misdirected Request",
+        429: "Too Many Requests",
+        500: "Internal Server Error",
         501: "Not Implemented",
         503: "Service Unavailable",
     }
@@ -97,6 +123,10 @@ class Routes:
         self.views = sorted(every, key=lambda v: (v.path.count("{"), v.path))
         self.split = [(view, view.path.split("/")) for view in self.views]
         self.homes = {table.wire: tuple(fold.topics) for fold in folds for table in fold.tables if fold.topics}
+        self.quota = Quota(settings.get("tenant_events_per_s"))
+        self.open_metrics = bool(settings.get("open_metrics"))
+        self.streams: dict[str, int] = {}
+        self.raw_asked: dict[str, int] = {}
         self.n_requests: dict[tuple[str, int], int] = {}
         self.seconds: dict[str, float] = {}
 
@@ -106,30 +136,63 @@ class Routes:
         application.router.add_route("*", "/{tail:.*}", self.handle)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request; never a traceback."""
+        """Answer one request; never a traceback, and never for longer than `agents.limits` says."""
         begun = time.perf_counter()
         name = "other"
         try:
+            self.check_host(request)
             name, handler = self.route(request)
             response = await handler(request)
         except Denied as denied:
             response = problem(denied.status, denied.detail)
             if denied.status == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"
+            if denied.retry_s is not None:
+                response.headers["Retry-After"] = str(denied.retry_s)
         except NotFound as missing:
             response = problem(404, str(missing), **missing.members)
         except BadParameter as bad:
             response = problem(400, f"{bad.parameter}: {bad}", parameter=bad.parameter)
         except web.HTTPRequestEntityTooLarge:
             response = problem(413, f"the body is larger than {MAX_BODY} bytes")
+        except (ConnectionError, web.RequestPayloadError):
+            response = problem(400, "the request ended before its body did")  # there is nobody left to read it
+        except Exception:
+            log.exception("a bug while answering %s", name)  # the folds do not depend on it, so the worker goes on
+            response = problem(500, "the worker could not answer; its log says why")
+        await self.send(request, response)
         self.n_requests[(name, response.status)] = self.n_requests.get((name, response.status), 0) + 1
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
         return response
+
+    async def send(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let an answer go out, to a caller that takes it; a stream sends for itself."""
+        if isinstance(response, web.Response):
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await response.prepare(request)
+                    await response.write_eof()
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+            except ConnectionError:
+                pass  # it has gone
+
+    def check_host(self, request: web.Request) -> None:
+        """Without tokens only this machine is served; a web page that has its own name resolve to loopback is not this machine's.
+
+        Raises:
+            Denied: 421 for a name of somebody else's.
+        """
+        if not self.tokens and host_of(request.host) not in LOOPBACK:
+            raise Denied(421, "Host: without tokens this worker answers to 127.0.0.1, ::1 and localhost only")
 
     def route(self, request: web.Request) -> tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]:
         """Name (for metrics) and handler of a request."""
         path = request.rel_url.raw_path
         method = request.method
+        if not (path.isascii() and request.rel_url.raw_query_string.isascii()):
+            raise Denied(400, "the address is not percent-encoded")
         if path == f"{API}/events":
             if method != "POST":
                 raise Denied(405, "POST events here")
@@ -161,9 +224,9 @@ class Routes:
 
     # ---- views
 
-    def caller(self, request: web.Request, scope: str = "read") -> Caller:
-        """Who asks."""
-        return self.tokens.caller(request.headers.get("Authorization"), request.headers.get("X-Tenant"), scope, datetime.now(UTC))
+    def caller(self, request: web.Request, scope: str = "read", *, sums: bool = False) -> Caller:
+        """Who asks; `sums`: for all tenants is possible."""
+        return self.tokens.caller(request.headers.get("Authorization"), request.headers.get("X-Tenant"), scope, datetime.now(UTC), sums=sums)
 
     def reader(self, tenant: str) -> PartitionReader:
         """A reader bound to a tenant."""
@@ -174,7 +237,8 @@ class Routes:
         caller = self.caller(request)
         params = convert(request, view.params, found)
         if isinstance(view, RawView):
-            return await raw_answer(self.archive, request, view, self.reader(caller.tenant), params, HEADERS, problem)
+            with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, "raw queries of this tenant are being answered; ask again in a moment"):
+                return await raw_answer(self.archive, request, view, self.reader(caller.tenant), params, HEADERS, problem)
         reader = self.reader(caller.tenant)
         body = view.answer(reader, params)
         body["lag"] = self.lag(view.topics)
@@ -186,49 +250,83 @@ class Routes:
         return sum(self.engine.lag(shard) for shard in self.engine.core.shards.values() if shard.partition.topic in topics)
 
     async def status(self, request: web.Request) -> web.Response:
-        """Counts, lag, tables, settings."""
-        caller = self.caller(request)
-        return answer({"tenant": caller.tenant, **status(self.engine, self.settings), "archive": self.archive.status()})
+        """Counts, lag, tables, settings: to who may see the worker's own figures; to others what concerns their tenant."""
+        caller = self.caller(request, sums=True)
+        convert(request, NoParams, {})
+        archive = self.archive.status()
+        if caller.operator:
+            found = {"tenant": caller.tenant, **status(self.engine, self.settings), "archive": archive}
+            if caller.tenant == "*":
+                found["tenants"] = [tenant_status(self.engine, name) for name in tenants_of(self.engine)]
+            return answer(found)
+        if caller.tenant == "*":
+            raise Denied(403, "X-Tenant: * needs the scope admin")
+        return answer({**tenant_status(self.engine, caller.tenant), "archive": {name: archive[name] for name in ("enabled", "ready") if name in archive}})
 
-    def brief(self, tenant: str) -> dict[str, Any]:
-        """What the status stream tells: whether to ask the views again, and how far restoring has come."""
+    def brief(self, caller: Caller) -> dict[str, Any]:
+        """What the status stream tells: whether to ask the views again, and how far restoring has come.
+
+        How much of everybody's was absorbed is for who may see the worker's own figures; others are told how far their own events are.
+        """
         restored, to_restore = self.engine.progress()
         shards = self.engine.core.shards.values()
-        return {
-            "tenant": tenant,
+        mine = self.reader(caller.tenant)
+        found = {
+            "tenant": caller.tenant,
             "ready": self.engine.ready,
             "restored": restored,
             "to_restore": to_restore,
-            "absorbed": sum(self.engine.absorbed(shard) for shard in shards),
+            "newest": [max(times.values(), default=None) for times in (mine.watermarks(topic) for topic in self.engine.partitions)],
             "lag": sum(self.engine.lag(shard) for shard in shards),
-            "alert_messages": self.engine.board.n_messages,
+            "alert_messages": self.engine.board.told.get(caller.tenant, 0),
         }
+        if caller.operator:
+            found["absorbed"] = sum(self.engine.absorbed(shard) for shard in shards)
+        return found
 
     async def status_stream(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events for a page: `status` when something changed, at most every half second, and at least every five
         seconds; besides every new alert message of the tenant."""
-        caller, response = await self.open_stream(request)
-        told: dict[str, Any] | None = None
-        told_at = 0.0
-        with self.engine.board.subscribe() as queue:
+        async with self.stream(request) as (caller, response, queue):
+            told: dict[str, Any] | None = None
+            told_at = 0.0
             while not self.engine.should_stop:
-                now, brief = time.monotonic(), self.brief(caller.tenant)
+                now, brief = time.monotonic(), self.brief(caller)
                 if brief != told or now - told_at > 5:
-                    await response.write(b"event: status\ndata: " + orjson.dumps(brief) + b"\n\n")
+                    self.caller(request)  # a token that has expired, or was taken out, ends its streams
+                    await write(response, b"event: status\ndata: " + orjson.dumps(brief) + b"\n\n")
                     told, told_at = brief, now
+                message = None
                 with contextlib.suppress(TimeoutError):
-                    await tell(response, await asyncio.wait_for(queue.get(), 0.5), caller.tenant)
+                    message = await asyncio.wait_for(queue.get(), 0.5)
+                if message is not None:
+                    await tell(response, message, caller.tenant)
         return response
 
-    async def open_stream(self, request: web.Request) -> tuple[Caller, web.StreamResponse]:
-        """Who asks, and the begun answer; a stream that nobody can take is refused before it begins."""
+    @contextlib.asynccontextmanager
+    async def stream(self, request: web.Request) -> AsyncIterator[tuple[Caller, web.StreamResponse, asyncio.Queue[dict[str, Any]]]]:
+        """Who asks, the begun answer, and the alert messages from now on.
+
+        A stream that there is no room for is refused before it begins; one whose reader takes nothing, or may not read any more, is ended.
+        """
         caller = self.caller(request)
-        if len(self.engine.board.subscribers) >= 1000:
-            raise Denied(503, "too many subscribers")
-        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(b": pulsefold\n\n")
-        return caller, response
+        convert(request, NoParams, {})
+        if len(self.engine.board.subscribers) >= MOST_STREAMS:
+            raise Denied(503, "too many subscribers", retry_s=5)
+        with (
+            counted(self.streams, caller.tenant, MOST_STREAMS_OF_ONE, "streams of this tenant are open; close one"),
+            self.engine.board.subscribe() as queue,
+        ):
+            response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(b": pulsefold\n\n")  # a few bytes find room
+            try:
+                yield caller, response, queue
+            except (TimeoutError, Denied):
+                if request.transport is not None:
+                    request.transport.abort()
+            except ConnectionError:
+                pass  # the reader has gone
 
     async def healthz(self, request: web.Request) -> web.Response:
         """The process answers."""
@@ -241,8 +339,14 @@ class Routes:
         return answer(body, 200 if self.engine.ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """Prometheus text."""
+        """Prometheus text, of all tenants: for who may see that, unless `open_metrics` gives it to anybody who comes as far."""
+        if self.tokens and not self.open_metrics and not self.caller_of_metrics(request).operator:
+            raise Denied(403, "the token's scopes do not include admin (or set open_metrics)")
         return web.Response(body=prometheus(self.engine, self), headers={**HEADERS, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    def caller_of_metrics(self, request: web.Request) -> Caller:
+        """Who asks for what is nobody's in particular: an admin token needs no ``X-Tenant``."""
+        return self.tokens.caller(request.headers.get("Authorization"), request.headers.get("X-Tenant", "*"), "admin", datetime.now(UTC), sums=True)
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The API's description."""
@@ -301,16 +405,18 @@ class Routes:
 
     async def alert_stream(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: every new alert message of the tenant."""
-        caller, response = await self.open_stream(request)
-        told_at = time.monotonic()
-        with self.engine.board.subscribe() as queue:
+        async with self.stream(request) as (caller, response, queue):
+            told_at = time.monotonic()
             while not self.engine.should_stop:
-                try:
-                    await tell(response, await asyncio.wait_for(queue.get(), 1), caller.tenant)
-                except TimeoutError:
-                    if time.monotonic() - told_at > 15:
-                        await response.write(b": still here\n\n")
-                        told_at = time.monotonic()
+                message = None
+                with contextlib.suppress(TimeoutError):
+                    message = await asyncio.wait_for(queue.get(), 1)
+                if time.monotonic() - told_at > 15:
+                    self.caller(request)  # as above
+                    await write(response, b": still here\n\n")
+                    told_at = time.monotonic()
+                if message is not None:
+                    await tell(response, message, caller.tenant)
         return response
 
     # ---- events in
@@ -321,7 +427,11 @@ class Routes:
         kind = request.content_type
         if kind not in ("application/cloudevents+json", "application/cloudevents-batch+json", "application/json"):
             return problem(415, "Content-Type: expected application/cloudevents+json or application/cloudevents-batch+json")
-        raw = await request.read()
+        try:
+            async with asyncio.timeout(BODY_S):
+                raw = await request.read()
+        except TimeoutError:
+            return problem(408, f"the body did not come within {BODY_S:.0f} s")
         events: list[Any] = [raw]
         if kind == "application/cloudevents-batch+json" or raw.lstrip()[:1] == b"[":
             try:
@@ -330,31 +440,53 @@ class Routes:
                 return problem(400, f"body: expected a list of events: {bad}")
         if len(events) > MAX_BATCH:
             return problem(413, f"body: {len(events)} events, at most {MAX_BATCH} in one batch")
+        wait_s = self.quota.take(caller.tenant, len(events))
+        if wait_s:
+            raise Denied(429, f"more than tenant_events_per_s = {self.quota.per_s:g}; nothing was accepted", retry_s=wait_s)
         results: list[dict[str, Any]] = []
         sends = []
         for piece in events:
             result, send = self.prepare(bytes(piece), caller)
             results.append(result)
             sends.append(send)
-        acks = []
-        for send in sends:
-            acks.append(await self.engine.producer.send(send[0], send[2], key=send[1]) if send else None)
-        outcomes = await asyncio.gather(*(ack for ack in acks if ack is not None), return_exceptions=True)
-        failures = iter(outcomes)
-        for result, ack in zip(results, acks, strict=True):
-            if ack is not None:
-                outcome = next(failures)
-                if isinstance(outcome, BaseException):
-                    result.update(accepted=False, reason="not_acknowledged", error=f"the broker did not acknowledge: {type(outcome).__name__}")
-        if any(result.get("reason") == "not_acknowledged" for result in results):
-            return answer({"results": results}, 503)
+        failures = await self.publish([send for send in sends if send is not None])
+        told = iter(failures)
+        for result, send in zip(results, sends, strict=True):
+            failure = next(told) if send is not None else None
+            if failure is not None:
+                error = f"the broker did not acknowledge ({failure}); it may still come: send it again with the same id"
+                result.update(accepted=False, reason="not_acknowledged", error=error)
+        if any(failures):
+            response = answer({"results": results}, 503)
+            response.headers["Retry-After"] = "5"
+            return response
         return answer({"results": results})
+
+    async def publish(self, sends: Sequence[tuple[str, bytes, bytes]]) -> list[str | None]:
+        """Send records, (topic, key, value) each, and wait for a bounded time; for each what went wrong, None where it was acknowledged."""
+        acks: list[asyncio.Future[Any]] = []
+        refused = "TimeoutError"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ACK_S):
+                try:
+                    for topic, key, value in sends:
+                        acks.append(await self.engine.producer.send(topic, value, key=key))
+                except KafkaError as bad:  # no broker knows the topic, or none has room: nor will it for the next
+                    refused = type(bad).__name__
+                if acks:
+                    await asyncio.wait(acks)
+        failures: list[str | None] = []
+        for ack in acks:
+            failed = ack.exception() if ack.done() and not ack.cancelled() else TimeoutError()
+            failures.append(None if failed is None else type(failed).__name__)
+        failures += [refused] * (len(sends) - len(acks))
+        return failures
 
     def prepare(self, raw: bytes, caller: Caller) -> tuple[dict[str, Any], tuple[str, bytes, bytes] | None]:
         """Check one event; returns its result and (topic, key, value) to send."""
         try:
             body = msgspec.json.decode(raw)
-            if isinstance(body, dict) and body and "tenant" not in body:
+            if isinstance(body, dict) and body and "tenant" not in body and caller.tenant != "*":
                 # spliced in, not re-encoded: amounts of money must keep their decimal text
                 raw = b'{"tenant":"' + caller.tenant.encode() + b'",' + raw.lstrip()[1:]
             event = decode(raw)
@@ -378,7 +510,46 @@ class Routes:
 async def tell(response: web.StreamResponse, message: Mapping[str, Any], tenant: str) -> None:
     """Send an alert message if it is the tenant's."""
     if message.get("tenant") == tenant:
-        await response.write(b"event: " + message["type"].encode() + b"\nid: " + message["id"].encode() + b"\ndata: " + orjson.dumps(message) + b"\n\n")
+        await write(response, b"event: " + message["type"].encode() + b"\nid: " + message["id"].encode() + b"\ndata: " + orjson.dumps(message) + b"\n\n")
+
+
+async def write(response: web.StreamResponse, data: bytes) -> None:
+    """A piece of a stream, to a reader that takes it.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    async with asyncio.timeout(EVENT_S):
+        await response.write(data)
+
+
+@contextlib.contextmanager
+def counted(open_of: dict[str, int], tenant: str, most: int, told: str) -> Iterator[None]:
+    """One more of a tenant's, as long as the block lasts.
+
+    Raises:
+        Denied: 429 where there are `most` already.
+    """
+    if open_of.get(tenant, 0) >= most:
+        raise Denied(429, f"{most} {told}", retry_s=1)
+    open_of[tenant] = open_of.get(tenant, 0) + 1
+    try:
+        yield
+    finally:
+        open_of[tenant] -= 1
+        if not open_of[tenant]:
+            del open_of[tenant]
+
+
+def host_of(given: str) -> str:
+    """Name in a ``Host`` header.
+
+    Example:
+        >>> host_of("localhost:6066"), host_of("[::1]:6066"), host_of("127.0.0.1")
+        ('localhost', '::1', '127.0.0.1')
+    """
+    name = given[1:].partition("]")[0] if given[:1] == "[" else given.partition(":")[0]
+    return name.lower()
 
 
 def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[str, str]) -> Any:
@@ -391,7 +562,7 @@ def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[s
     values: dict[str, Any] = dict(found)
     for name in request.query:
         if name not in fields or name in found:
-            raise BadParameter(name, "unknown parameter; known are " + ", ".join(fields))
+            raise BadParameter(name, f"unknown parameter; known are {', '.join(fields) or 'none'}")
         field = fields[name]
         if "list" in str(field.type) or "tuple" in str(field.type):
             given = request.query.getall(name)

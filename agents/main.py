@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.errors import ConfigError, PulsefoldError
+from streams.settings import unknown_variables
 
 
 def parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -58,6 +59,8 @@ def worker(flags: dict[str, Any]) -> int:
 
     toml = flags.pop("config", None)
     settings = load_settings(flags, toml)
+    for unknown in unknown_variables(os.environ, settings.declared):
+        print(f"pulsefold: {unknown} names no setting; `pulsefold config` lists them", file=sys.stderr)
     check_settings(settings)
     _, theirs = security(settings)
     problems = check_topics(settings, security=theirs)
@@ -119,12 +122,16 @@ def check_folder(folder: str | None) -> None:
 
 def tell(app: Any, settings: Any) -> None:
     """Say where the worker is, when its tables are there, and when it has ended."""
+    from .limits import LOOPBACK
 
     def say(text: str) -> None:
         print(f"pulsefold worker: {text}", file=sys.stderr, flush=True)
 
     host, port, begun = settings.get("web_host"), settings.get("web_port"), time.monotonic()
-    say(f"folding {settings.get('topic_prefix')}* of {settings.get('bootstrap')} as {settings.get('app_id')}; page and API at http://{host}:{port}/")
+    scheme = "http" if settings.get("web_tls_cert") is None else "https"
+    say(f"folding {settings.get('topic_prefix')}* of {settings.get('bootstrap')} as {settings.get('app_id')}; page and API at {scheme}://{host}:{port}/")
+    if scheme == "http" and host not in LOOPBACK:
+        say(f"{host} is served without TLS: tokens can be read on the way (set web_tls_cert, or put a proxy with TLS before it)")
 
     async def told() -> None:
         while not app.engine.ready:

@@ -6,7 +6,7 @@ then paid once a chunk; what may be committed is decided by the engine, which kn
 
 Overridden, each for a reason of design.md §4: the consumer's creation (hard-coded isolation, fetch wait and assignor), the
 fetch (positions), getmany (chunks, seeks inside it), ack/gap/committable (Faust acks what nobody folded), the event-path
-watchdog (false alarms), the table manager (recovery of tables that are not Faust's), the boot order.
+watchdog (false alarms), the table manager (recovery of tables that are not Faust's), the boot order, the HTTP server's limits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import aiokafka
 import faust
+from aiohttp import web
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
 from faust.app.base import BootStrategy
@@ -32,6 +33,7 @@ from faust.web.base import BlueprintManager
 from mode import Service
 from mode.utils.futures import notify
 
+from .limits import HEAD_S, MAX_FIELD, MAX_LINE, MOST_CONNECTIONS
 from .spread import SpreadAssignor
 
 CLOSE_S = 5.0
@@ -425,6 +427,36 @@ class Boot(BootStrategy):  # type: ignore[misc]  # faust is untyped here
         return super().tables() if self.app.engine.config.folds else []
 
 
+class Runner(web.AppRunner):
+    """aiohttp's server behind our limits: who does not come to the point is let go, and so is one connection too many.
+
+    aiohttp's own patience with a head that does not end is an hour, and its number of connections is that of the files it may open.
+    """
+
+    def __init__(self, application: web.Application) -> None:
+        super().__init__(
+            application,
+            access_log=None,  # a token or a name in an address would be in it
+            keepalive_timeout=HEAD_S,  # counts from the connection's first moment, and what trickles in does not wind it up again
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_FIELD,
+            lingering_time=2.0,
+            shutdown_timeout=CLOSE_S,
+        )
+
+    async def _make_server(self) -> Any:
+        server: Any = await super()._make_server()
+        made = server.connection_made
+
+        def connection_made(handler: Any, transport: Any) -> None:
+            made(handler, transport)
+            if len(server.connections) > MOST_CONNECTIONS:
+                transport.abort()
+
+        server.connection_made = connection_made
+        return server
+
+
 class App(faust.App):  # type: ignore[misc]  # faust is untyped here
     """A Faust app with an engine.
 
@@ -438,11 +470,12 @@ class App(faust.App):  # type: ignore[misc]  # faust is untyped here
     kafka_security: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
 
     def on_webserver_init(self, web: Any) -> None:
-        """Our routes in place of Faust's pages."""
+        """Our routes in place of Faust's pages, behind our limits."""
         super().on_webserver_init(web)
         if self.install_routes is not None:  # Faust asks twice when a command runs beside a worker
             self.install_routes(web.web_app)
             self.install_routes = None
+            web._runner = Runner(web.web_app)
 
     install_routes: Any = None
 

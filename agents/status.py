@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from streams.derive import time_text
 from tables.fold import View
-from tables.partition import COUNTERS, Counters
+from tables.partition import COUNTERS, WATERMARK, Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -99,6 +99,43 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
     }
 
 
+def tenants_of(engine: Any) -> list[str]:
+    """Tenants that have rows here, sorted."""
+    found = {tenant for shard in engine.core.shards.values() for space in shard.partition.spaces for tenant, rows in space.items() if rows}
+    return sorted(found - {""})
+
+
+def tenant_status(engine: Any, tenant: str) -> dict[str, Any]:
+    """What /status tells of one tenant: its own rows and alerts, and whether what it is told is up to date.
+
+    Lag is that of partitions which tenants share: how busy the worker is, not with what. Counts, offsets, settings, and how large the tables
+    are, are those of all tenants together, and not in here.
+    """
+    shards: Sequence[Shard] = list(engine.core.shards.values())
+    tables = []
+    for table in engine.schema.tables:
+        spaces = [space for shard in shards if (space := shard.partition.spaces[table.index].get(tenant))]
+        keys = sum(map(len, spaces))
+        if keys:
+            sample = [row for space in spaces for row in islice(space.values(), 20)]
+            tables.append({"name": table.name, "keys": keys, "bytes": round(sum(len(table.dump(row)) for row in sample) * keys / len(sample))})
+    newest: dict[str, str | None] = {}
+    for topic, partitions in engine.partitions.items():
+        marks = [WATERMARK.load(row).time_us for p in partitions if (row := p.spaces[WATERMARK.index].get(tenant, {}).get(())) is not None]
+        newest[topic] = time_text(max(marks)) if marks else None
+    return {
+        "tenant": tenant,
+        "app_id": engine.config.app_id,
+        "ready": engine.ready,
+        "uptime_s": round(time.time() - engine.started_at, 3),
+        "restored_s": engine.restored_s,
+        "lag": sum(engine.lag(shard) for shard in shards),
+        "newest": newest,
+        "tables": tables,
+        "alerts": {"messages": engine.board.told.get(tenant, 0), "open": sum(entry.open for entry in engine.board.of(tenant))},
+    }
+
+
 class _Worker(Collector):
     def __init__(self, engine: Any, routes: Any) -> None:
         self.engine = engine
@@ -160,7 +197,7 @@ def openapi(views: Sequence[View | RawView]) -> dict[str, Any]:
     """OpenAPI 3.1 of the views and of POST /events."""
     paths: dict[str, Any] = {}
     error = {"description": "Problem details (RFC 9457)", "content": {"application/problem+json": {"schema": {"type": "object"}}}}
-    bad = {code: error for code in ("400", "401", "403", "404")}
+    bad = {code: error for code in ("400", "401", "403", "404", "429", "501", "503")}
     for view in views:
         properties = msgspec.json.schema_components([view.params])[1][view.params.__name__]["properties"]
         required = [field.encode_name for field in msgspec.structs.fields(view.params) if field.required]
@@ -196,7 +233,7 @@ def openapi(views: Sequence[View | RawView]) -> dict[str, Any]:
                     "application/cloudevents-batch+json": {"schema": {"type": "array", "items": event}},
                 },
             },
-            "responses": {**plain, "413": error, "415": error, "503": error},
+            "responses": {**plain, "408": error, "413": error, "415": error, "429": error, "503": error},
         }
     }
     return {

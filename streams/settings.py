@@ -9,6 +9,7 @@ is read as JSON where it is JSON.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import re
@@ -26,6 +27,9 @@ from .expected import expected, is_plain
 S = TypeVar("S", bound=msgspec.Struct)
 MASK = "********"
 TOML = "pulsefold.toml"
+OF_CLIENTS = ("token", "url")
+"""What `streams.client` and the commands that ask a worker read of the environment."""
+_OF_KUBERNETES = re.compile(r"SERVICE_HOST$|SERVICE_PORT(_\w+)?$|PORT_\d+_(TCP|UDP)(_\w+)?$")
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Window = Annotated[int, msgspec.Meta(ge=64, multiple_of=64)]
@@ -35,7 +39,7 @@ Secret = Annotated[str, msgspec.Meta(min_length=1)]
 From0 = Annotated[float, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern="^[A-Za-z0-9._-]+$")]
 Roles = Annotated[
-    str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$", description="all, or some of fold, serve, archive by comma")
+    str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$", description="all or some of fold, serve, archive by comma")
 ]
 Prefix = Annotated[str, msgspec.Meta(max_length=100, pattern="^[A-Za-z0-9._-]*$")]
 
@@ -70,6 +74,11 @@ SERVICE: tuple[Setting, ...] = (
     Setting("web_host", str, "127.0.0.1", "address that HTTP is served on; wider than loopback needs tokens"),
     Setting("web_port", Port, 6066, "port that HTTP is served on"),
     Setting("tokens", dict[str, dict[str, Any]] | None, None, "{TOKEN or sha256: hash: {tenant, scopes, expires}}", secret=True),
+    Setting("tokens_file", str | None, None, "JSON file of more tokens, as in tokens; read again when it changes"),
+    Setting("web_tls_cert", str | None, None, "PEM file of the certificate (and those between) that HTTP is served with; off = plain HTTP"),
+    Setting("web_tls_key", str | None, None, "PEM file of its key, not encrypted; off = it is in web_tls_cert"),
+    Setting("tenant_events_per_s", Above0 | None, None, "events a second that a tenant may publish by HTTP; off = any number"),
+    Setting("open_metrics", bool, False, "/metrics, which tells of all tenants, without a token; it asks for the scope admin where tokens are configured"),
     Setting("dedupe_window", Window, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
     Setting("max_future_s", From0, 3600.0, "seconds that an event's time may lie after its record's Kafka timestamp"),
     Setting("publish_scores", bool, True, "changed scores of variables and agents go to the topic scores"),
@@ -224,7 +233,7 @@ def load(
             continue
         base, _, flag_key = name.partition(".")
         if base not in declared:
-            raise ConfigError(name, "there is no such setting; `pulsefold config` lists them")
+            raise ConfigError(base, "there is no such setting; `pulsefold config` lists them")
         _apply(settings, base, flag_key or None, value, "flag", plain=isinstance(value, str))
     return settings
 
@@ -290,7 +299,7 @@ def _from_toml(path: str | Path | None, declared: Mapping[str, Setting], others:
         if base in declared:
             found.append((base, key or None, value))
         elif others is not None and base not in others:
-            raise ConfigError(name, f"there is no such setting ({file}); `pulsefold config` lists them")
+            raise ConfigError(base, f"there is no such setting ({file}); `pulsefold config` lists them")
     return found
 
 
@@ -303,6 +312,35 @@ def _from_environment(environ: Mapping[str, str], declared: Mapping[str, Setting
         if name.lower() in declared:
             found.append((name.lower(), key or None, text, variable))
     return found
+
+
+def unknown_variables(environ: Mapping[str, str], declared: Collection[str]) -> list[str]:
+    """Variables ``PULSEFOLD_…`` that name no setting, sorted; what follows ``__`` is left out, it may be a secret.
+
+    Names of the client's own, of tests, and those that Kubernetes gives every container for a service called pulsefold are none of them.
+
+    Args:
+        declared: names of all settings.
+
+    Raises:
+        ConfigError: one is so near to a setting that it was meant.
+
+    Example:
+        >>> unknown_variables({"PULSEFOLD_COLOUR": "red", "PULSEFOLD_URL": "…", "PULSEFOLD_PORT": "tcp://10.0.0.1:6066"}, ["web_port"])
+        ['PULSEFOLD_COLOUR']
+    """
+    found = []
+    for variable, value in environ.items():
+        name = variable.removeprefix("PULSEFOLD_").partition("__")[0]
+        if not variable.startswith("PULSEFOLD_") or name.lower() in declared or name.lower() in OF_CLIENTS or name.startswith("TEST_"):
+            continue
+        if _OF_KUBERNETES.search(name) or value.startswith(("tcp://", "udp://")):
+            continue
+        near = difflib.get_close_matches(name.lower(), declared, 1, 0.8)
+        if near:
+            raise ConfigError(f"PULSEFOLD_{name}", f"names no setting; PULSEFOLD_{near[0].upper()} is one")
+        found.append(f"PULSEFOLD_{name}")
+    return sorted(found)
 
 
 def _read(text: str, kind: Any) -> Any:
@@ -340,6 +378,8 @@ def _apply(settings: Settings, name: str, key: str | None, value: Any, origin: s
         settings.values[name] = merged
         if settings.origins[name] not in ("default", origin):
             origin = f"{settings.origins[name]}, {origin}"
+    elif key is not None and one.secret:
+        raise ConfigError(name, "takes one value for everything; what was given after its name is not shown")
     elif key is not None:
         raise ConfigError(shown, f"{name} takes one value for everything (from {origin})")
     else:

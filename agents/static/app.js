@@ -124,7 +124,7 @@ async function follow() {
           if (data.ready) state("live");
           else state("restoring", `The worker is restoring its tables${data.to_restore ? `: ${count(data.restored)} of ${count(data.to_restore)} rows` : ""}. Until it is done, figures are incomplete.`, "warning");
           facts(data);
-          const mark = `${data.absorbed}|${data.alert_messages}|${data.ready}`;
+          const mark = `${data.absorbed ?? data.newest}|${data.alert_messages}|${data.ready}`;
           if (mark !== seen || !begun) soon();
           seen = mark; begun = true; heard_at = Date.now();
         }

@@ -211,7 +211,16 @@ const worker = {
   load: (get) => get("/status"),
   draw(status) {
     const c = status.counts;
-    note("worker", `${status.app_id}, up ${span(status.uptime_s)}`, status.restored_s ? `, restored in ${status.restored_s < 10 ? status.restored_s.toFixed(1) + " s" : span(status.restored_s)}` : "",
+    const up = [`${status.app_id}, up ${span(status.uptime_s)}`, status.restored_s ? `, restored in ${status.restored_s < 10 ? status.restored_s.toFixed(1) + " s" : span(status.restored_s)}` : ""];
+    const kept = () => fill($("tables"), status.tables.filter((t) => t.keys).sort((a, b) => b.bytes - a.bytes).slice(0, 6).map((t) => [[named(t.name.split(".")[0])], [count(t.keys), "n"], [bytes(t.bytes), "n"]]), "Nothing is kept yet.");
+    if (!c) {  // a token without the scope admin is told of its own tenant only
+      note("worker", ...up, `. Rows of tenant ${status.tenant}; records and partitions, which tenants share, are for tokens with the scope admin.`);
+      fill($("topics"), [], "For tokens with the scope admin.");
+      kept();
+      tile("worker", count(status.tables.reduce((sum, t) => sum + t.keys, 0)), status.lag ? `rows, ${count(status.lag)} records waiting` : "rows, no records waiting");
+      return;
+    }
+    note("worker", ...up,
       `. ${count(c.in)} records in = ${count(c.folded)} folded + ${count(c.duplicate)} duplicates + ${count(c.dead_lettered)} dead letters`,
       c.late ? `; ${count(c.late)} came late` : "", c.overflow ? `; ${count(c.overflow)} over a bound` : "", ". Over all tenants.");
     const topics = new Map();
@@ -222,7 +231,7 @@ const worker = {
     }
     fill($("topics"), [...topics].map(([name, t]) => [[named(name)], [count(t.folded), "n"], [count(t.duplicate), "n"],
       [t.dead_lettered ? badge(count(t.dead_lettered), "warning") : "0", "n"], [t.lag ? badge(count(t.lag), "warning") : "0", "n"], [`${t.owned} of ${t.n}`, "n roomy"]]), "No partitions yet.");
-    fill($("tables"), status.tables.filter((t) => t.keys).sort((a, b) => b.bytes - a.bytes).slice(0, 6).map((t) => [[named(t.name.split(".")[0])], [count(t.keys), "n"], [bytes(t.bytes), "n"]]), "Nothing is kept yet.");
+    kept();
     tile("worker", count(c.in), status.lag ? `records in, ${count(status.lag)} waiting` : "records, none waiting", c.dead_lettered ? "warning" : null);
   },
 };

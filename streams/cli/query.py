@@ -55,7 +55,8 @@ def worker_url(url: str | None, config: str | None) -> str:
         return url
     found = settings_of(config)
     host = found.get("web_host")
-    return f"http://{f'[{host}]' if ':' in host else '127.0.0.1' if host == '0.0.0.0' else host}:{found.get('web_port')}"  # noqa: S104 - asked, not bound
+    scheme = "http" if found.get("web_tls_cert") is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else '127.0.0.1' if host == '0.0.0.0' else host}:{found.get('web_port')}"  # noqa: S104 - asked, not bound
 
 
 def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | None, tenant: str | None, *, timeout_s: float = 30.0) -> Any:

@@ -123,7 +123,7 @@ def test_off_and_numbers_in_the_file_suit_settings_that_are_text(tmp_path: Path)
         ({"PULSEFOLD_TOKENS": '{"secret": 1}'}, "tokens", "object"),
         ({"PULSEFOLD_APP_ID": "a b"}, "app_id", "expected text like ^[A-Za-z0-9._-]+$"),
         ({"PULSEFOLD_OUTPUTS": "maybe"}, "outputs", "expected auto or on or off"),
-        ({"PULSEFOLD_ROLES": "serve,cook"}, "roles", "expected all, or some of fold, serve, archive by comma, got 'serve,cook'"),
+        ({"PULSEFOLD_ROLES": "serve,cook"}, "roles", "expected all or some of fold, serve, archive by comma, got 'serve,cook'"),
         ({"PULSEFOLD_KAFKA_SECURITY_PROTOCOL": "ssl"}, "kafka_security_protocol", "SASL_SSL"),
         ({"PULSEFOLD_KAFKA_SASL_MECHANISM": "GSSAPI"}, "kafka_sasl_mechanism", "SCRAM-SHA-512"),
         ({"PULSEFOLD_HALF_LIFE__a": "-1"}, "half_life.a", "number above 0 or off, got -1"),
