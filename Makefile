@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo
 SEEDS ?= 100000
+SECONDS ?= 300
 ARGS ?=
 
-.PHONY: demo test check lint types bench kafka simulate clean
+.PHONY: demo test check lint types bench kafka simulate fuzz audit clean
 .DEFAULT_GOAL := check
 
 $(VENV)/bin/python:
@@ -51,6 +52,12 @@ kafka: $(STAMP)  ## a real Kafka on loopback until Ctrl-C
 
 simulate: $(STAMP)  ## the core under SEEDS schedules
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation -n auto
+
+fuzz: $(STAMP)  ## codec, folds and HTTP, SECONDS each by seed, by coverage (atheris) and by the API's description (schemathesis)
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(ARGS)
+
+audit: $(STAMP)  ## known vulnerabilities of what is installed; says so where nobody can be asked
+	$(BIN)/python -m tests.packaging.audit $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache .coverage demo-events.jsonl

@@ -10,10 +10,11 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import orjson
+from msgspec import Meta
 
 from streams.events import CostIncurred, CostRefunded, MetricRecorded
 from tables.anonymise import Anonymiser
@@ -80,6 +81,11 @@ def cursor_of(*place: Any) -> str:
     return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).rstrip(b"=").decode()
 
 
+Moment = Annotated[int, Meta(ge=-(2**61), le=2**61)]
+Offset = Annotated[int, Meta(ge=0, le=2**61)]
+Number = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
 def place_of(cursor: str, kind: str, types: type[Any]) -> Any:
     """What a cursor of this kind says.
 
@@ -100,7 +106,7 @@ def _after_newest(asked: Asked, cursor: str | None) -> Asked:
     """From where a page of a newest-first list goes on."""
     if cursor is None:
         return asked
-    time_us, offset, partition = place_of(cursor, "newest", tuple[str, int, int, int])
+    time_us, offset, partition = place_of(cursor, "newest", tuple[str, Moment, Offset, Number])
     until = time_us + 1 if asked.until_us is None else min(asked.until_us, time_us + 1)
     where = '(epoch_us(time), "offset", partition) < ($after_us, $after_offset, $after_partition)'
     params = {**asked.params, "after_us": time_us, "after_partition": partition, "after_offset": offset}
@@ -111,7 +117,7 @@ def _after_oldest(asked: Asked, cursor: str | None) -> Asked:
     """From where a page of an oldest-first list goes on."""
     if cursor is None:
         return asked
-    time_us, topic, partition, offset = place_of(cursor, "oldest", tuple[str, int, str, int, int])
+    time_us, topic, partition, offset = place_of(cursor, "oldest", tuple[str, Moment, str, Number, Offset])
     since = time_us if asked.since_us is None else max(asked.since_us, time_us)
     where = '(epoch_us(time), topic, partition, "offset") > ($after_us, $after_topic, $after_partition, $after_offset)'
     params = {**asked.params, "after_us": time_us, "after_topic": topic, "after_partition": partition, "after_offset": offset}
@@ -353,7 +359,7 @@ def _by_log(store: Store, asked: Asked, limit: int, cursor: str | None) -> tuple
     snapshots: dict[str, Snapshot] = {topic: store.snapshot(topic) for topic in asked.topics}
     starts = {topic: [0] * len(at.ends) for topic, at in snapshots.items()}
     if cursor is not None:
-        (told,) = place_of(cursor, "log", tuple[str, dict[str, list[int]]])
+        (told,) = place_of(cursor, "log", tuple[str, dict[str, list[Offset]]])
         for topic, offsets in told.items():
             if topic not in starts or len(offsets) != len(starts[topic]):
                 raise BadParameter("cursor", "the cursor is not of this list; start again without it")

@@ -155,11 +155,14 @@ def strength(effective_n: float, k: float, mid: float) -> float:
     return e / (1.0 + e)
 
 
+MOST = 2.0**53
+
+
 def sample_size(effective_n: float) -> int:
-    """Whole observations in the evidence, ``⌊ne + 1e-9⌋`` (parity).
+    """Whole observations in the evidence, ``⌊ne + 1e-9⌋`` (parity), at most 2⁵³: beyond that a weight is no count, and an answer cannot carry it.
 
     Example:
-        >>> sample_size(9.88), sample_size(2.9999999999)
-        (9, 3)
+        >>> sample_size(9.88), sample_size(2.9999999999), sample_size(1e300) == 2**53
+        (9, 3, True)
     """
-    return floor(effective_n + 1e-9)
+    return floor(min(effective_n + 1e-9, MOST))

@@ -18,7 +18,7 @@ from .fold import BadParameter, Reader, View
 from .moments import Moments
 from .regression import fit_pairs
 from .series_view import series_view
-from .times import DAY_US, HOUR_US, MINUTE_US, rfc3339, rfc3339_or_none, to_us
+from .times import DAY_US, HOUR_US, MINUTE_US, SECOND_US, rfc3339, rfc3339_or_none, to_us
 from .windows import RINGS, SLOTS, SPANS, Bucket, NonFinite
 
 if TYPE_CHECKING:
@@ -60,8 +60,13 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
     until: str | None = None
 
 
+EARLIEST_US = -2_208_988_800 * SECOND_US
+LATEST_US = 253_370_764_800 * SECOND_US
+
+
 def bound(text: str | None, name: str, *, end: bool = False) -> int | None:
-    """A moment of a request in microseconds since the epoch.
+    """A moment of a request in microseconds since the epoch, of the years 1900 to 9998: no event is outside, and what is reckoned from it
+    stays a moment.
 
     Args:
         text: RFC 3339 with offset, or a UTC date.
@@ -73,13 +78,13 @@ def bound(text: str | None, name: str, *, end: bool = False) -> int | None:
     try:
         if _DAY.fullmatch(text):
             day = date.fromisoformat(text).toordinal() - date(1970, 1, 1).toordinal()
-            return (day + end) * DAY_US
+            return min(max((day + end) * DAY_US, EARLIEST_US), LATEST_US)
         moment = datetime.fromisoformat(text)
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise BadParameter(name, f"{name}: neither a date nor an RFC 3339 time with offset")
-    return to_us(moment)
+    return min(max(to_us(moment), EARLIEST_US), LATEST_US)
 
 
 def duration(text: str, name: str) -> int:

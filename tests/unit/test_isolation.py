@@ -174,12 +174,7 @@ def questions(service: Service) -> Iterator[tuple[str, str]]:
         extra: list[dict[str, Any]] = [{}]
         known = {one["name"] for one in params}
         extra += [{"limit": "10000"}] if "limit" in known else []
-        extra += [
-            {name: value}
-            for name in ("task", "agent", "agents", "metric", "kind", "scope", "ids", "models", "task_type")
-            if name in known and name not in need
-            for value in values[name]
-        ]
+        extra += [{name: value} for name in optional if name in known and name not in need for value in values[name]]
         extra += asked_of.get(path.removeprefix("/api/v1"), [])
         for row in rows:
             for more in extra if len(rows) < 8 else extra[:2]:
