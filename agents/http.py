@@ -41,6 +41,7 @@ from .limits import (
     MOST_STREAMS,
     MOST_STREAMS_OF_ONE,
     SEND_S,
+    TELL_S,
     Quota,
 )
 from .raw import RAW_VIEWS, RawView, raw_answer
@@ -294,7 +295,7 @@ class Routes:
             told_at = 0.0
             while not self.engine.should_stop:
                 now, brief = time.monotonic(), self.brief(caller)
-                if brief != told or now - told_at > 5:
+                if brief != told or now - told_at > TELL_S:
                     self.caller(request)  # a token that has expired, or was taken out, ends its streams
                     await write(response, b"event: status\ndata: " + orjson.dumps(brief) + b"\n\n")
                     told, told_at = brief, now

@@ -26,12 +26,16 @@ HEAD_S = 20.0
 """Longest time until a request's head is there, and that a connection may be idle."""
 BODY_S = 30.0
 """Longest time until a request's body is there."""
-ACK_S = 30.0
+ACK_S = 10.0
 """Longest wait for the broker to acknowledge what was posted."""
 SEND_S = 60.0
 """Longest time that an answer may take to go out."""
 EVENT_S = 20.0
 """The same for one message of a stream."""
+LINGER_S = 2.0
+"""How long what still comes in is read after an early answer, so that the caller can read that."""
+TELL_S = 5.0
+"""Longest time between two messages of the status stream, and between two looks whether its token still holds."""
 MOST_CONNECTIONS = 2000
 MOST_STREAMS = 1000
 MOST_STREAMS_OF_ONE = 100

@@ -33,7 +33,7 @@ from faust.web.base import BlueprintManager
 from mode import Service
 from mode.utils.futures import notify
 
-from .limits import HEAD_S, MAX_FIELD, MAX_LINE, MOST_CONNECTIONS
+from .limits import HEAD_S, LINGER_S, MAX_FIELD, MAX_LINE, MOST_CONNECTIONS
 from .spread import SpreadAssignor
 
 CLOSE_S = 5.0
@@ -440,7 +440,7 @@ class Runner(web.AppRunner):
             keepalive_timeout=HEAD_S,  # counts from the connection's first moment, and what trickles in does not wind it up again
             max_line_size=MAX_LINE,
             max_field_size=MAX_FIELD,
-            lingering_time=2.0,
+            lingering_time=LINGER_S,
             shutdown_timeout=CLOSE_S,
         )
 

@@ -78,11 +78,11 @@ class Service(Log):
     Args:
         path: folder of the archive's files.
         partitions: of every source topic.
-        tokens: as in the setting; None = no tokens.
+        allowed: tokens as in the setting; None = no tokens.
         words: settings.
     """
 
-    def __init__(self, path: Path, partitions: int = 2, tokens: Mapping[str, Any] | None = None, **words: Any) -> None:
+    def __init__(self, path: Path, partitions: int = 2, allowed: Mapping[str, Any] | None = None, **words: Any) -> None:
         self.settings = load({name: str(value) for name, value in words.items()}, {}, None, FOLD_SETTINGS)
         found = schema(self.settings.fold)
         super().__init__(found.folds, partitions)
@@ -93,7 +93,7 @@ class Service(Log):
         self.engine.ready = True
         self.feed = Feed(path, partitions)
         self.archive = KeptArchive(self.feed, self.settings)
-        self.tokens = Tokens(tokens or {})
+        self.tokens = Tokens(allowed or {})
         pages = {at: (kind, (STATIC / name).read_bytes()) for at, (kind, name) in PAGES.items()}
         self.routes = Routes(self.engine, self.tokens, self.settings, pages, self.archive)  # type: ignore[arg-type]  # the part of Archive that is asked
         for shard in self.engine.core.shards.values():

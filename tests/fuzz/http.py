@@ -54,7 +54,7 @@ QUERIES = (
 def service(path: Path, seed: int = 1, n: int = 400) -> Service:
     """A service that has absorbed golden events and wild ones of tenant acme."""
     rng = random.Random(seed)
-    made = Service(path, tokens={**TOKENS, "token-of-acme": {"tenant": "acme", "scopes": ["read"]}})
+    made = Service(path, allowed={**TOKENS, "token-of-acme": {"tenant": "acme", "scopes": ["read"]}})
     for number in range(n):
         raw = event(rng) if number % 2 else json.dumps({**rng.choice(goldens()), "tenant": "acme", "id": f"g{number}"}).encode()
         try:

@@ -101,14 +101,14 @@ def fill(service: Service, tenants: tuple[str, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    made = Service(tmp_path_factory.mktemp("shared"), tokens=TOKENS)
+    made = Service(tmp_path_factory.mktemp("shared"), allowed=TOKENS)
     fill(made, ("a", "twin", "b"))
     return made
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    made = Service(tmp_path_factory.mktemp("alone"), tokens=TOKENS)
+    made = Service(tmp_path_factory.mktemp("alone"), allowed=TOKENS)
     fill(made, ("b",))
     return made
 
@@ -339,7 +339,7 @@ def test_a_stream_tells_of_its_own_tenant_only(shared: Service) -> None:
 
 def test_it_would_be_found_if_a_table_forgot_the_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the test: a reader that is bound to the wrong tenant is caught by the mark."""
-    made = Service(tmp_path, tokens=TOKENS)
+    made = Service(tmp_path, allowed=TOKENS)
     for tenant in ("a", "b"):
         data = {"forecast_id": "f", "inputs": {f"x{MARK}" if tenant == "a" else "x": 1.0}}
         made.send([{"id": "1", "type": "forecast.issued.v1", "tenant": tenant, "time": "2026-03-02T00:00:00Z", "data": data}])
