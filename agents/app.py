@@ -147,6 +147,7 @@ def build(settings: Settings) -> seam.App:
     app = seam.App(
         app_id,
         broker=f"chunk://{bootstrap}",
+        broker_credentials=seam.credentials(ours),
         topic_allow_declare=False,
         topic_disable_leader=True,
         value_serializer="raw",

@@ -23,6 +23,7 @@ from aiohttp import web
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import ConsumerStoppedError, KafkaConnectionError, KafkaError
 from faust.app.base import BootStrategy
+from faust.auth import Credentials, SASLCredentials, SSLCredentials
 from faust.tables.manager import TableManager
 from faust.transport import drivers
 from faust.transport.consumer import ensure_TP
@@ -364,6 +365,20 @@ def _send_or_tell(self: Any, request: Any, expect_response: bool = True) -> Any:
 
 
 AIOKafkaConnection.send = _send_or_tell
+
+
+def credentials(security: Mapping[str, Any]) -> Credentials | None:
+    """The same words for Faust, whose own producer connects too.
+
+    Args:
+        security: keyword arguments of aiokafka clients.
+    """
+    context = security.get("ssl_context")
+    if "sasl_mechanism" in security:
+        return SASLCredentials(
+            username=security["sasl_plain_username"], password=security["sasl_plain_password"], mechanism=security["sasl_mechanism"], ssl_context=context
+        )
+    return None if context is None else SSLCredentials(context)
 
 
 def register() -> None:

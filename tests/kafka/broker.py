@@ -75,10 +75,17 @@ class KafkaCluster:
 
     Args:
         nodes: one or three.
+        secured: PEM file of a certificate and its key, user and password: the first node listens by SASL_SSL too (SCRAM-SHA-512 and PLAIN).
+
+    Attributes:
+        secure: HOST:PORT of that listener.
     """
 
-    def __init__(self, nodes: int = 1) -> None:
+    def __init__(self, nodes: int = 1, *, secured: tuple[Path, str, str] | None = None) -> None:
         self.class_path = jars()
+        self.secure = f"127.0.0.1:{free_ports(1)[0]}"
+        listener = "" if secured is None else f",SASL_SSL://{self.secure}"
+        words = [] if secured is None else ["--add-scram", f"SCRAM-SHA-512=[name={secured[1]},password={secured[2]}]"]
         self.folder = Path(tempfile.mkdtemp(prefix="pulsefold-kafka-"))
         self.nodes = nodes
         ports = free_ports(2 * nodes)
@@ -96,8 +103,9 @@ class KafkaCluster:
                         "process.roles=broker,controller",
                         f"node.id={n + 1}",
                         f"controller.quorum.voters={voters}",
-                        f"listeners=PLAINTEXT://127.0.0.1:{self.ports[n]},CONTROLLER://127.0.0.1:{controllers[n]}",
-                        f"advertised.listeners=PLAINTEXT://127.0.0.1:{self.ports[n]}",
+                        f"listeners=PLAINTEXT://127.0.0.1:{self.ports[n]},CONTROLLER://127.0.0.1:{controllers[n]}{listener if n == 0 else ''}",
+                        f"advertised.listeners=PLAINTEXT://127.0.0.1:{self.ports[n]}{listener if n == 0 else ''}",
+                        *(_secured(*secured) if secured is not None else ()),
                         "controller.listener.names=CONTROLLER",
                         f"log.dirs={self.folder / f'data{n}'}",
                         f"offsets.topic.replication.factor={replicas}",
@@ -115,7 +123,7 @@ class KafkaCluster:
                 )
             )
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda file: self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(file)), files))
+            list(pool.map(lambda file: self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(file), *words), files))
 
     @property
     def bootstrap(self) -> str:
@@ -190,6 +198,19 @@ class KafkaCluster:
                 process.kill()
                 process.wait(10)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _secured(pem: Path, user: str, password: str) -> tuple[str, ...]:
+    """Properties of a listener by SASL_SSL."""
+    modules = "org.apache.kafka.common.security"
+    return (
+        "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL",
+        "ssl.keystore.type=PEM",
+        f"ssl.keystore.location={pem}",
+        "sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN",
+        f"listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;",
+        f'listener.name.sasl_ssl.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required user_{user}="{password}";',
+    )
 
 
 class _Silent:

@@ -25,6 +25,8 @@ from faust.transport import drivers
 from faust.transport.drivers import aiokafka as stock
 
 from agents import seam
+from agents.access import security
+from streams.settings import load
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,15 @@ def test_what_is_overridden_is_there_and_takes_the_same_parameters(ours: type, t
         assert original is not None, f"Faust has no {theirs.__name__}.{name} any more"
         if not inspect.isabstract(theirs) and inspect.isfunction(original):
             assert list(inspect.signature(getattr(ours, name)).parameters) == list(inspect.signature(original).parameters), name
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])
+def test_fausts_own_clients_reach_a_protected_broker_as_ours_do(protocol: str) -> None:
+    words = {"kafka_security_protocol": protocol, "kafka_sasl_mechanism": "SCRAM-SHA-512", "kafka_sasl_username": "u", "kafka_sasl_password": "p"}
+    ours, _ = security(load(words, {}))
+    theirs = stock.credentials_to_aiokafka_auth(seam.credentials(ours))
+    assert {name: value for name, value in theirs.items() if value is not None} == ours
+    assert "'p'" not in repr(seam.credentials(ours)) and "=p" not in repr(seam.credentials(ours))
 
 
 def test_the_private_parts_we_lean_on_are_there() -> None:
