@@ -14,6 +14,7 @@ from streams.events import EVENT_TYPES
 ROOT = Path(__file__).parent.parent.parent
 MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
 ALERTS = (ROOT / "docs" / "alerts.md").read_text(encoding="utf-8")
+SECURITY = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 SERVED = {re.sub(r"\{\w+\}", "{}", path.removeprefix("/api/v1")) for path in openapi([view for fold in folds() for view in fold.views])["paths"]}
 ALIASES = {"/api/learning/metrics", "/api/learning/report", "/api/learning/goals"}
 FAMILIES = ("cost", "drift", "volatility", "forecast", "trust", "learning", "goal", "agent", "judge", "metric", "dead_letters")
@@ -50,3 +51,22 @@ def test_every_alert_rule_of_the_code_is_on_the_page_of_alerts_and_no_other() ->
                 code.add(node.value)
     rules = [name for line in ALERTS.splitlines() if line.startswith("| `") for name in re.findall(r"`([a-z_]+\.[a-z_]+)`", line.split("|")[1])]
     assert sorted(rules) == sorted(code - NO_RULES)
+
+
+def test_every_test_that_the_page_of_security_names_is_there() -> None:
+    rows = [line for line in SECURITY.splitlines() if line.startswith("| ") and "tests/" in line]
+    assert len(rows) > 25
+    for row in rows:
+        shown = [one.strip() for one in row.split("|")[-2].split(",")]
+        assert shown and all(re.fullmatch(r"tests/\w+/test_\w+\.py(::test_\w+)?", one) for one in shown), row
+        for one in shown:
+            file, _, name = one.partition("::")
+            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+            tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+            assert tests and (not name or name in tests), one
+
+
+def test_every_threat_of_the_page_of_security_has_a_test() -> None:
+    table = SECURITY.partition("## Threats")[2].partition("## What is not stopped")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert all(len(row.split("|")) == 5 and all(cell.strip() for cell in row.split("|")[1:4]) and "tests/" in row for row in rows)
