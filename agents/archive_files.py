@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class Piece:
         stamp_us: greatest Kafka timestamp of its rows, microseconds.
         tenants: tenant -> (rows, least, greatest event time); None = too many to list.
         cleared: tenant -> offset up to which (inclusive) that tenant's rows of the partition are to go.
+        past: tenant -> rows of the range that went because they were past their time.
         json_bytes: of the records' values in it.
     """
 
@@ -70,6 +72,7 @@ class Piece:
     stamp_us: int | None
     tenants: Mapping[str, tuple[int, int, int]] | None
     cleared: Mapping[str, int] = field(default_factory=dict)
+    past: Mapping[str, int] = field(default_factory=dict)
 
     def may_have(self, tenant: str) -> bool:
         """Whether it can hold rows of the tenant."""
@@ -260,7 +263,9 @@ class Folder:
         for tenant, offset in cleared.items():
             if first <= offset <= last:
                 gone[tenant] = max(gone.get(tenant, -1), offset)
-        piece = self._write(Piece(topic, partition, first, last, "", 0, 0, 0, None, None, None, {}, gone), " UNION ALL ".join(parts), params)
+        piece = self._write(
+            Piece(topic, partition, first, last, "", 0, 0, 0, None, None, None, {}, gone, old.past if old else {}), " UNION ALL ".join(parts), params
+        )
         if old is not None and old.path != piece.path:
             Path(old.path).unlink(missing_ok=True)
         return piece
@@ -273,7 +278,7 @@ class Folder:
         try:
             cursor.execute(f"CREATE OR REPLACE TEMP TABLE piece_rows ({TABLE})")
             cursor.execute(f"INSERT INTO piece_rows {rows}", dict(params))
-            about = self._about(cursor, piece.cleared)
+            about = self._about(cursor, piece.cleared, piece.past)
             note = json.dumps(about, sort_keys=True, separators=(",", ":"))
             cursor.execute(
                 f'COPY (SELECT * FROM piece_rows ORDER BY "offset") TO {text(str(aside))} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 6, '
@@ -293,7 +298,7 @@ class Folder:
             self.pieces = {**self.pieces, place: {**self.pieces.get(place, {}), piece.first: made}}
         return made
 
-    def _about(self, cursor: duckdb.DuckDBPyConnection, cleared: Mapping[str, int]) -> dict[str, Any]:
+    def _about(self, cursor: duckdb.DuckDBPyConnection, cleared: Mapping[str, int], past: Mapping[str, int]) -> dict[str, Any]:
         asked = "SELECT count(*), coalesce(sum(size), 0), epoch_us(min(time)), epoch_us(max(time)), epoch_us(max(timestamp)) FROM piece_rows"
         n, size, low, high, stamp = cursor.execute(asked).fetchall()[0]
         asked = (
@@ -310,6 +315,7 @@ class Folder:
             "stamp_us": stamp,
             "tenants": shown,
             "cleared": dict(cleared),
+            **({"past": dict(past)} if past else {}),
         }
 
     # ---- what has to go
@@ -348,6 +354,8 @@ class Folder:
         if limits:
             params |= {"kept_tenants": list(limits), "kept_from": list(limits.values())}
             keeps.append("coalesce(epoch_us(time) >= list_extract($kept_from, list_position($kept_tenants, tenant)), true)")
+        aged = f"SELECT tenant, count(*) FROM read_parquet($paths) WHERE tenant IS NOT NULL AND NOT ({' AND '.join(keeps)}) GROUP BY 1"
+        bound = dict(params)
         if erased:
             params |= {"gone_tenants": list(erased), "gone_upto": list(erased.values())}
             keeps.append('coalesce("offset" > list_extract($gone_upto, list_position($gone_tenants, tenant)), true)')
@@ -355,7 +363,9 @@ class Folder:
         with self.database.cursor() as cursor:
             if cursor.execute(f"SELECT count(*) {kept}", params).fetchall()[0][0] == piece.rows:
                 return 0
-        made = self._write(piece, f"SELECT {NAMES} {kept}", params)
+            past = Counter(piece.past)
+            past.update(dict(cursor.execute(aged, bound).fetchall()))
+        made = self._write(replace(piece, past=dict(past)), f"SELECT {NAMES} {kept}", params)
         if not made.rows and delete and not made.cleared:
             Path(made.path).unlink(missing_ok=True)
             with self.lock:
@@ -389,6 +399,7 @@ def _about(body: Mapping[str, Any]) -> dict[str, Any]:
         "stamp_us": body["stamp_us"],
         "tenants": None if tenants is None else {name: (one[0], one[1], one[2]) for name, one in tenants.items()},
         "cleared": dict(body["cleared"]),
+        "past": dict(body.get("past", {})),
     }
 
 

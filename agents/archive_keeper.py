@@ -99,6 +99,8 @@ class Keeper:
         self.newest: dict[str, int] = {}
         self.error: str | None = None
         self.removed = 0
+        self.opened_us = int(clock() * 1e6)
+        self._cleared_us: dict[tuple[Place, str, int], int] = {}
         self._generation = 0
         self._snapshots: dict[str, Snapshot] = {}
         self._files: dict[str, tuple[Any, tuple[Piece, ...]]] = {}
@@ -187,6 +189,7 @@ class Keeper:
             for tenant, offset in batch.cleared.items():
                 tail.cleared.setdefault(number, {})[tenant] = offset
                 self._untidy = True
+                self._cleared_us[(place, tenant, offset)] = next(record.timestamp * 1000 for record in fresh if record.offset == offset)
         tail.ends[number] = max(tail.ends[number], end)
         self._snap(topic)
 
@@ -305,6 +308,27 @@ class Keeper:
             if tenant in cleared:
                 found[number] = max(found.get(number, -1), cleared[tenant])
         return found
+
+    def known_from_us(self, topic: str, tenant: str) -> int | None:
+        """Kafka time from which on the tenant's rows of a topic are all here, microseconds; None = from the first record on.
+
+        Before that they were erased. Of an erasure that was found in files, not seen happening, only its latest possible time is known.
+        """
+        found = [self._cleared_us.get(((topic, number), tenant, offset), self.opened_us) for number, offset in self.erased(topic, tenant).items()]
+        return max(found, default=None)
+
+    def lacks(self, topic: str, tenant: str) -> bool:
+        """Whether some of the tenant's rows of a topic may have gone because they were past their time, or were on the log before it was read."""
+        erased = self.erased(topic, tenant)
+        for number, covered in enumerate(self.tails[topic].covered):
+            at = erased.get(number, -1) + 1
+            for piece in sorted((piece for piece in self.folder.of(topic) if piece.partition == number), key=lambda piece: piece.first):
+                if piece.last >= at and (piece.first > at or piece.past.get(tenant, 0)):
+                    return True
+                at = max(at, piece.last + 1)
+            if at <= covered:
+                return True
+        return False
 
     def newest_us(self, tenant: str) -> int | None:
         """Greatest event time of the tenant."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import duckdb
 
@@ -18,6 +18,7 @@ from .archive_files import Piece
 
 TRIES = 5
 """Times that a read begins again because a file or table was replaced under it."""
+T = TypeVar("T")
 Key = tuple[Any, ...]
 Row = tuple[Any, ...]
 """time_us, topic, partition, offset, then the columns asked for."""
@@ -66,6 +67,14 @@ class Store(Protocol):
         """A file was not there: look again what files there are."""
         ...
 
+    def known_from_us(self, topic: str, tenant: str) -> int | None:
+        """Kafka time from which on all of the tenant's rows of a topic are here, microseconds; None = from the first record on."""
+        ...
+
+    def lacks(self, topic: str, tenant: str) -> bool:
+        """Whether rows of the tenant have gone because they were past their time, or never came."""
+        ...
+
     def newest_us(self, tenant: str) -> int | None:
         """Greatest event time of the tenant, None before its first event."""
         ...
@@ -92,7 +101,7 @@ class Asked:
     until_us: int | None = None
     starts: Mapping[str, Sequence[int]] | None = None
     whole: bool = False
-    """Also rows that repeat an id, for folding them again."""
+    """Also rows that repeat an id, and those that are past their time and not yet removed: for folding them again."""
 
 
 @dataclass(frozen=True)
@@ -124,25 +133,76 @@ def read(store: Store, asked: Asked, order: Order, limit: int, *, snapshots: Map
     Raises:
         TooLong: it took longer than the timeout.
     """
+
+    def once(cursor: duckdb.DuckDBPyConnection) -> list[Row]:
+        fixed = None if snapshots is None else {topic: _moved(store.snapshot(topic), found) for topic, found in snapshots.items()}
+        return _read(store, cursor, asked, order, limit, fixed)
+
+    return _tried(store, once, timeout_s)
+
+
+def _tried(store: Store, once: Callable[[duckdb.DuckDBPyConnection], T], timeout_s: float) -> T:
+    """What a read finds; it begins again where a file or the tail was replaced meanwhile.
+
+    Raises:
+        TooLong: it took longer than the timeout.
+    """
     last: duckdb.Error | None = None
     for _ in range(TRIES):
         with store.cursor() as cursor:
             watch = threading.Timer(timeout_s, cursor.interrupt)
             watch.start()
             try:
-                return _read(store, cursor, asked, order, limit, snapshots)
+                return once(cursor)
             except duckdb.InterruptException:
                 raise TooLong from None
-            except (duckdb.IOException, duckdb.CatalogException) as gone:  # a file or the tail was replaced meanwhile
+            except (duckdb.IOException, duckdb.CatalogException) as gone:
                 last = gone
                 if isinstance(gone, duckdb.IOException):
                     store.refresh()
-                if snapshots is not None:
-                    snapshots = {topic: _moved(store.snapshot(topic), found) for topic, found in snapshots.items()}
             finally:
                 watch.cancel()
     assert last is not None
     raise last
+
+
+def extent(store: Store, tenant: str, topics: Sequence[str], upto_us: int, *, timeout_s: float = 30.0) -> tuple[int | None, dict[str, int]]:
+    """How far back a tenant's rows reach, and how many there are up to a moment.
+
+    Args:
+        upto_us: Kafka time, microseconds, inclusive.
+
+    Returns:
+        The least Kafka timestamp of its rows in any of the topics, microseconds (None: it has no rows); topic -> rows up to the moment.
+
+    Raises:
+        TooLong: it took longer than the timeout.
+    """
+
+    def once(cursor: duckdb.DuckDBPyConnection) -> tuple[int | None, dict[str, int]]:
+        first: int | None = None
+        counts: dict[str, int] = {}
+        asked = Asked(tenant, topics, (), params={"upto_us": upto_us}, whole=True)
+        conditions, params = _conditions(store, asked)
+        for topic in topics:
+            at = store.snapshot(topic)
+            bound = {**params, **_places(store, asked, topic, at, bounded=False)}
+            where = [*conditions, *_place_conditions(asked, bounded=False)]
+            paths = [piece.path for piece in at.pieces if piece.may_have(tenant)]
+            sources: list[tuple[str, dict[str, Any], list[str]]] = [
+                (at.table, {"covered": list(at.covered)}, ['"offset" > list_extract($covered, partition + 1)'])
+            ]
+            if paths:
+                sources.append(("read_parquet($paths)", {"paths": paths}, []))
+            counts[topic] = 0
+            for source, more, conditions_more in sources:
+                query = f"SELECT epoch_us(min(timestamp)), count(*) FILTER (timestamp <= make_timestamp($upto_us)) FROM {source}"
+                ((least, n),) = cursor.execute(f"{query} WHERE {' AND '.join([*where, *conditions_more])}", {**bound, **more}).fetchall()
+                counts[topic] += n
+                first = least if first is None else first if least is None else min(first, least)
+        return first, counts
+
+    return _tried(store, once, timeout_s)
 
 
 def _moved(now: Snapshot, before: Snapshot) -> Snapshot:
@@ -192,10 +252,11 @@ def _read(store: Store, cursor: duckdb.DuckDBPyConnection, asked: Asked, order: 
 
 def _conditions(store: Store, asked: Asked) -> tuple[list[str], dict[str, Any]]:
     """Conditions that are the same for every topic."""
-    params: dict[str, Any] = {"tenant": asked.tenant, "keep_us": store.keep_from_us(asked.tenant), **asked.params}
-    conditions = ["tenant = $tenant", "reason IS NULL", "time >= make_timestamp($keep_us)"]
+    params: dict[str, Any] = {"tenant": asked.tenant, **asked.params}
+    conditions = ["tenant = $tenant", "reason IS NULL"]
     if not asked.whole:
-        conditions.append("NOT duplicate")
+        params["keep_us"] = store.keep_from_us(asked.tenant)
+        conditions += ["time >= make_timestamp($keep_us)", "NOT duplicate"]
     if asked.since_us is not None:
         conditions.append("time >= make_timestamp($since_us)")
         params["since_us"] = asked.since_us

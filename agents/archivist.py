@@ -24,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
+import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -37,12 +38,18 @@ from .archive_files import Place, Unusable
 from .archive_keeper import Keeper, line_of
 from .pipe import frame, read_frame
 
+if TYPE_CHECKING:
+    from .past import Past
+
 log = logging.getLogger("pulsefold.archive")
 
 RETRY_S = 2.0
-SLOW = frozenset(("sql",))
+SLOW = frozenset(("sql", "past"))
 """Requests that may take long."""
 MOST_WAITING = 4
+READ_UP_S = 10.0
+"""Longest wait for reading what is on the log already, for an answer that must not lack any of it."""
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Archivist:
@@ -63,8 +70,9 @@ class Archivist:
         self.problem: str | None = "starting"
         self.writer = ThreadPoolExecutor(1, "archive-writer")
         self.readers = ThreadPoolExecutor(2, "archive-reader")
-        self.slow = ThreadPoolExecutor(1, "archive-sql")  # apart, so that somebody's long query makes nobody else wait
-        self.n_slow = 0
+        self.slow = {op: ThreadPoolExecutor(1, f"archive-{op}") for op in SLOW}  # apart, so that somebody's long query makes nobody else wait
+        self.n_slow = dict.fromkeys(SLOW, 0)
+        self.past: Past | None = None
         self.checks: dict[Place, tuple[int, bytes]] = {}
         self.places: dict[Any, Place] = {}
         self.read_to: dict[Any, int] = {}
@@ -231,23 +239,47 @@ class Archivist:
         if keeper is None or self.problem is not None:
             reply: dict[str, Any] = {"status": 503, "detail": f"the archive cannot be read at the moment: {self.problem}"}
         else:
+            op = request["op"]
             try:
-                work = partial(answer, keeper, self.settings, request["op"], request["tenant"], request["params"])
-                if request["op"] not in SLOW:
+                work: Callable[[], dict[str, Any]] = partial(answer, keeper, self.settings, op, request["tenant"], request["params"])
+                if op not in SLOW:
                     reply = await loop.run_in_executor(self.readers, work)
-                elif self.n_slow >= MOST_WAITING:
+                elif self.n_slow[op] >= MOST_WAITING:
                     reply = {"status": 503, "detail": "too many long queries are waiting; ask again later"}
                 else:
-                    self.n_slow += 1
+                    self.n_slow[op] += 1
                     try:
-                        reply = await loop.run_in_executor(self.slow, work)
+                        if op == "past":
+                            work = partial(self._of_the_past, keeper, request["tenant"], request["params"])
+                        if op != "past" or await self._read_up(keeper):
+                            reply = await loop.run_in_executor(self.slow[op], work)
+                        else:
+                            reply = {"status": 503, "detail": "the archive is still reading what is on the log; ask again in a moment"}
                     finally:
-                        self.n_slow -= 1
+                        self.n_slow[op] -= 1
                 reply.setdefault("lag", keeper.lag(self.ends))
             except Exception:
                 log.exception("archive: a bug while answering %s", request.get("op"))
                 reply = {"status": 500, "detail": "the archive could not answer; its log says why"}
         self.send({"id": request["id"], **reply})
+
+    async def _read_up(self, keeper: Keeper) -> bool:
+        """Whether everything was read that is on the log now."""
+        found = await self.consumer.end_offsets(list(self.places))
+        ends = {self.places[tp]: end for tp, end in found.items()}
+        deadline = time.monotonic() + READ_UP_S
+        while keeper.lag(ends) and time.monotonic() < deadline and keeper is self.keeper:  # noqa: ASYNC110 - reading goes on in the other task
+            await asyncio.sleep(0.05)
+        return not keeper.lag(ends)
+
+    def _of_the_past(self, keeper: Keeper, tenant: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A folded view as it stood at a moment."""
+        if self.past is None:
+            from .past import Past
+            from .past_log import Log
+
+            self.past = Past(self.settings, keeper.counts, Log(self.settings))
+        return self.past.answer(keeper, tenant, params)
 
 
 def _last_words(keeper: Keeper) -> None:
@@ -267,6 +299,10 @@ class Given:
     def get(self, name: str) -> Any:
         """Value of a setting; decimals are text."""
         return self.values[name]
+
+    def fold(self, struct: type[S]) -> S:
+        """The settings that a fold declared, as its struct."""
+        return msgspec.convert({name: self.values[name] for name in struct.__struct_fields__}, struct)
 
 
 async def main() -> None:

@@ -11,7 +11,7 @@ import contextlib
 import html
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
@@ -44,10 +44,11 @@ from .limits import (
     TELL_S,
     Quota,
 )
-from .raw import RAW_VIEWS, RawView, raw_answer
+from .raw import RAW_VIEWS, RawView, past_answer, raw_answer
 from .status import openapi, prometheus, status, tenant_status, tenants_of
 
 API = "/api/v1"
+MANY_RAW = "raw queries of this tenant are being answered; ask again in a moment"
 ALIASES = {"/api/learning/metrics": "/learning/metrics", "/api/learning/report": "/learning/report", "/api/learning/goals": "/learning/goals"}
 _batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
 log = logging.getLogger("pulsefold.http")
@@ -238,9 +239,13 @@ class Routes:
     async def view(self, request: web.Request, view: View | RawView, found: Mapping[str, str]) -> web.Response:
         """Answer a table's view, or ask the archive."""
         caller = self.caller(request)
-        params = convert(request, view.params, found)
+        moment = past_of(request, view)
+        params = convert(request, view.params, found, ignored=PAST if moment is not None else ())
+        if moment is not None and not isinstance(view, RawView):
+            with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, MANY_RAW):
+                return await past_answer(self.archive, view, caller.tenant, params, moment, HEADERS, problem)
         if isinstance(view, RawView):
-            with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, "raw queries of this tenant are being answered; ask again in a moment"):
+            with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, MANY_RAW):
                 return await raw_answer(self.archive, request, view, self.reader(caller.tenant), params, HEADERS, problem)
         reader = self.reader(caller.tenant)
         body = view.answer(reader, params)
@@ -367,7 +372,8 @@ class Routes:
             "<main class=docs><h1><img src=/icon.svg alt='' width=26 height=26>pulsefold API</h1>"
             "<p><a href=/>Dashboard</a>. Machine-readable: <a href=/openapi.json>/openapi.json</a>. "
             f"Events in: <code>POST {API}/events</code>. Alerts: <code>{API}/alerts</code>, as they come <code>{API}/alerts/stream</code>. "
-            f"The worker itself: <code>{API}/status</code>, as it changes <code>{API}/status/stream</code>."
+            f"The worker itself: <code>{API}/status</code>, as it changes <code>{API}/status/stream</code>. "
+            "With <code>as_of=TIME</code> a folded view answers as it stood then."
             "<div class=scroll tabindex=0 role=region aria-label='Views'><table><thead><tr><th scope=col>Path<th scope=col>Answers<th scope=col>Parameters"
             f"<tbody>{''.join(rows)}</table></div></main></html>"
         )
@@ -556,8 +562,36 @@ def host_of(given: str) -> str:
     return name.lower()
 
 
-def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[str, str]) -> Any:
+PAST = ("as_of", "at")
+"""Names of the moment whose state of a folded view is asked for. Where a view has an `at` of its own, that is the view's (common.md §8)."""
+
+
+def past_of(request: web.Request, view: View | RawView) -> int | None:
+    """The moment in the past that a request asks for, microseconds since the epoch; None = the present.
+
+    Raises:
+        BadParameter: it is no moment, or one that is still to come, or the view has no past.
+    """
+    own = {field.encode_name for field in msgspec.structs.fields(view.params)}
+    given = [name for name in PAST if name in request.query and name not in own]
+    if not given:
+        return None
+    name = given[0]
+    if isinstance(view, RawView):
+        raise BadParameter(name, "these are the events themselves, which have no earlier state; ask for those up to a time with until")
+    if len(given) > 1 or len(request.query.getall(name)) > 1:
+        raise BadParameter(name, "one moment is expected, as as_of" if "at" in own else "one moment is expected, as as_of or as at")
+    at_us = bound(request.query[name], name)
+    if at_us is None or at_us > time.time_ns() // 1000:
+        raise BadParameter(name, "lies in the future; nothing is known of it yet")
+    return at_us
+
+
+def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[str, str], ignored: Collection[str] = ()) -> Any:
     """Path and query parameters as a struct.
+
+    Args:
+        ignored: names in the query that are no parameters of the view's; what the struct declares is one nevertheless.
 
     Raises:
         BadParameter: naming the one that is unknown or malformed.
@@ -565,6 +599,8 @@ def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[s
     fields = {field.encode_name: field for field in msgspec.structs.fields(params)}
     values: dict[str, Any] = dict(found)
     for name in request.query:
+        if name in ignored and name not in fields:
+            continue
         if name not in fields or name in found:
             raise BadParameter(name, f"unknown parameter; known are {', '.join(fields) or 'none'}")
         field = fields[name]

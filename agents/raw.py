@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from streams.topics import SOURCE_TOPICS
 from tables import metric_query
-from tables.fold import BadParameter, Reader, names
+from tables.fold import BadParameter, Reader, View, names
+from tables.times import rfc3339
 from tables.window_views import bound
 
 Limit = Annotated[int, Meta(ge=1, le=10_000)]
@@ -153,6 +154,20 @@ class Answers(Protocol):
 Problem = Callable[..., web.Response]
 
 
+async def past_answer(
+    archive: Answers, view: View, tenant: str, params: msgspec.Struct, at_us: int, headers: Mapping[str, str], problem: Problem
+) -> web.Response:
+    """Answer a folded view as it stood at a moment (`agents.past`).
+
+    Args:
+        at_us: Kafka time, microseconds.
+    """
+    if not archive.enabled:
+        return problem(501, "as_of: the past is not kept here: the archive is off (setting roles)")
+    reply = await archive.ask("past", tenant, {"view": view.path, "params": msgspec.to_builtins(params), "at_us": at_us})
+    return response({**reply, "lag": None}, {**headers, "Pulsefold-As-Of": rfc3339(at_us)}, problem)
+
+
 async def raw_answer(
     archive: Answers, request: web.Request, view: RawView, reader: Reader, params: msgspec.Struct, headers: Mapping[str, str], problem: Problem
 ) -> web.Response:
@@ -173,10 +188,10 @@ async def raw_answer(
 def response(reply: Mapping[str, Any], headers: Mapping[str, str], problem: Problem) -> web.Response:
     """A reply of the archivist as a response."""
     if reply["status"] != 200:
-        members = {"parameter": reply["parameter"]} if "parameter" in reply else {}
+        members = {**reply.get("members", {}), **({"parameter": reply["parameter"]} if "parameter" in reply else {})}
         return problem(reply["status"], reply["detail"], **members)
     body, kind = reply["body"], reply["kind"]
-    if kind == "application/json" and body[:1] == b"{":
+    if kind == "application/json" and body[:1] == b"{" and reply.get("lag", 0) is not None:
         body = body[:-1] + b',"lag":%d}' % reply.get("lag", 0)
     extra = {name: str(reply[key]) for name, key in (("Pulsefold-Cursor", "cursor"), ("Pulsefold-Count", "count")) if reply.get(key) is not None}
     return web.Response(body=body, headers={**headers, **extra, "Content-Type": kind})

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
+from datetime import date, datetime
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -25,6 +26,7 @@ def query(
     path: Annotated[str, Parameter(help="such as /trust/model/m1")],
     *params: Annotated[str, Parameter(help="parameters as name=value")],
     param: Annotated[list[str] | None, Parameter(negative="", help="parameter as name=value; may be repeated")] = None,
+    at: Annotated[str | None, Parameter(help="as it stood at this moment (RFC 3339), folded from the archive")] = None,
     url: Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")] = None,
     token: Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")] = None,
     tenant: Annotated[str | None, Parameter(help="whose data, where the token does not say")] = None,
@@ -39,7 +41,10 @@ def query(
         if not equals:
             raise ConfigError("param", f"expected name=value, got {one!r}")
         pairs.append((name, value))
-    body = ask(worker_url(url, config), path, pairs, token or os.environ.get("PULSEFOLD_TOKEN"), tenant)
+    if at is not None:
+        pairs.append(("as_of", moment_of(at, "at")))
+    timeout_s = 30.0 if at is None else 90.0
+    body = ask(worker_url(url, config), path, pairs, token or os.environ.get("PULSEFOLD_TOKEN"), tenant, timeout_s=timeout_s)
     if as_json:
         print(json.dumps(body, indent=2))
     elif as_csv:
@@ -47,6 +52,21 @@ def query(
     else:
         show(body)
     return 0
+
+
+def moment_of(text: str, name: str) -> str:
+    """A moment as it was given.
+
+    Raises:
+        ConfigError: it is none; `name` is the flag.
+    """
+    try:
+        if len(text) == 10 or datetime.fromisoformat(text).tzinfo is not None:
+            date.fromisoformat(text[:10])
+            return text
+    except ValueError:
+        pass
+    raise ConfigError(name, f"expected a time such as 2026-11-21T08:15:30Z, or a UTC date, got {text[:60]!r}")
 
 
 def worker_url(url: str | None, config: str | None) -> str:
