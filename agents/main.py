@@ -173,6 +173,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .replay import replay
 
             return replay(flags)
+        if command == "backtest":
+            from .trials import backtest
+
+            return backtest(names[0], flags)
+        if command == "what-if-budget":
+            from .trials import what_if_budget
+
+            return what_if_budget(flags)
         if command == "demo":
             from .demo import demo
 

@@ -73,6 +73,14 @@ class LinesParams(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
+class LogParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of ``/exports/log``: a page of every event in the order of the log, of some topics or of all."""
+
+    topics: list[Literal["forecasts", "training", "costs", "judgments"]] = []
+    limit: Limit = 1000
+    cursor: str | None = None
+
+
 class SqlParams(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of ``/sql``: one SELECT over the view ``events``."""
 
@@ -137,6 +145,7 @@ RAW_VIEWS: tuple[RawView, ...] = (
     RawView("/performance/training-data", TrainingParams, ("judgments", "training"), "Events of agents, tasks and judgments, to learn from", "training", TABLE),
     RawView("/exports/contributions", LinesParams, ("forecasts",), "What each forecast contributed to each variable", "contributions", ("ndjson",)),
     RawView("/exports/learning-log", LinesParams, ("forecasts",), "Performance updates as lines of a learning log", "learning_log", ("ndjson",)),
+    RawView("/exports/log", LogParams, SOURCE_TOPICS, "Every event with its place on the log and its Kafka time, to fold again", "log", ("ndjson",)),
     RawView("/sql", SqlParams, SOURCE_TOPICS, "One SELECT over the tenant's own events", "sql", ("csv", "ndjson")),
 )
 

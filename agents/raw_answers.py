@@ -17,6 +17,7 @@ import orjson
 from msgspec import Meta
 
 from streams.events import CostIncurred, CostRefunded, MetricRecorded
+from streams.topics import SOURCE_TOPICS
 from tables.anonymise import Anonymiser
 from tables.fold import BadParameter, NotFound
 from tables.money import MICRO, micro_usd, priced
@@ -392,6 +393,23 @@ def _lines(make: Callable[[Row], list[bytes]], type_: str) -> Callable[[Store, A
     return export
 
 
+def _log(store: Store, settings: Any, tenant: str, params: Params) -> Reply:
+    """Events as they came, each with its place: what a fold needs."""
+    if settings.get("anonymise_required"):
+        raise Refusal(403, "anonymise_required: this service never gives names away, and a log without them cannot be folded")
+    topics = sorted(set(params.get("topics") or SOURCE_TOPICS))
+    rows, cursor = _by_log(store, Asked(tenant, topics, (*ENVELOPE, "epoch_us(timestamp)")), params["limit"], params.get("cursor"))
+    lines = []
+    for row in rows:
+        event = envelope_of(row[:-1])
+        event["data"] = orjson.Fragment(event["data"])
+        lines.append(orjson.dumps({"topic": row[1], "partition": row[2], "offset": row[3], "timestamp": rfc3339(row[-1]), "event": event}))
+    if params["format"] == "json":
+        body = b'{"records":[' + b",".join(lines) + b'],"count":%d,"cursor":' % len(rows) + orjson.dumps(cursor) + b"}"
+        return {"status": 200, "body": body, "kind": "application/json"}
+    return {"status": 200, "body": b"".join(line + b"\n" for line in lines), "kind": "application/x-ndjson", "cursor": cursor, "count": len(rows)}
+
+
 def _event_of(row: Row) -> Any:
     from streams.codec import decode
 
@@ -423,6 +441,7 @@ OPERATIONS: dict[str, Callable[[Store, Any, str, Params], Reply]] = {
     "sql": _sql,
     "cost_events": _cost_events,
     "training": _training,
+    "log": _log,
     "contributions": _lines(_contribution_lines, "forecast.issued.v1"),
     "learning_log": _lines(_memory_lines, "variable.performance_updated.v1"),
 }

@@ -238,6 +238,23 @@ def load(
     return settings
 
 
+def changed(settings: Settings, toml_path: str | Path, allowed: Collection[str]) -> Settings:
+    """Settings with those of a file put over them.
+
+    Args:
+        allowed: names that the file may have.
+
+    Raises:
+        ConfigError: naming the one that is unknown, not allowed or has a wrong value, or the file.
+    """
+    found = Settings(settings.declared, dict(settings.values), dict(settings.origins))
+    for name, key, value in _from_toml(toml_path, settings.declared, ()):
+        if name not in allowed:
+            raise ConfigError(name, f"changes no alert; {toml_path} may have settings of the tables only (docs/settings.md)")
+        _apply(found, name, key, value, str(toml_path))
+    return found
+
+
 class Gets(Protocol):
     """Settings by name."""
 

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 
 from ..errors import PulsefoldError
 from . import dead_letters as letters
-from . import files, kafka, learning, raw, service
+from . import files, kafka, learning, raw, service, trials
 from .publish import publish
 from .query import query
 
@@ -25,10 +25,12 @@ alerts = App(name="alerts", help="Alerts as they come.")
 dead_letters = App(name="dead-letters", help="Records that could not be absorbed.")
 exports = App(name="export", help="Write what a table knows to a file.")
 imports = App(name="import", help="Put a table in the state that a file has.")
-for group in (topics, alerts, dead_letters, exports, imports):
+what_if = App(name="what-if", help="What the recorded history would have been under other budgets.")
+for group in (topics, alerts, dead_letters, exports, imports, what_if):
     app.command(group)
-for command in (service.demo, kafka.broker, service.worker, publish, query, raw.sql, service.replay, service.config):
+for command in (service.demo, kafka.broker, service.worker, publish, query, raw.sql, trials.backtest, service.replay, service.config):
     app.command(command)
+what_if.command(trials.budget)
 topics.command(kafka.create)
 topics.command(kafka.check)
 alerts.command(kafka.tail)

@@ -1,0 +1,147 @@
+"""Where a history comes from: the archive of a worker, over HTTP, or a file of CloudEvents; and the settings that are in force there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streams.client import PAGE, Client, NotAnswered
+from streams.codec import InvalidEvent, decode
+from streams.errors import BrokerUnavailable, ConfigError, PulsefoldError
+from streams.keys import partition_for, record_key
+from streams.settings import Settings, declare, load
+from streams.topics import SOURCE_TOPICS
+from tables.times import to_us
+
+from .backtest import Item, item
+from .registry import FOLD_SETTINGS
+
+FOLD_NAMES = frozenset(name for struct in FOLD_SETTINGS for name in struct.__struct_fields__)
+"""Settings that tables and their alerts follow from."""
+
+
+@dataclass
+class History:
+    """What was recorded.
+
+    Attributes:
+        items: in the order of their Kafka times.
+        counts: source topic (without prefix) -> partitions.
+        settings: those in force where it was recorded.
+        refused: lines of a file that are no events.
+    """
+
+    items: list[Item]
+    counts: dict[str, int]
+    settings: Settings
+    refused: int = 0
+
+
+class _Line(msgspec.Struct):
+    topic: str
+    partition: int
+    offset: int
+    timestamp: datetime
+    event: msgspec.Raw
+
+
+_line = msgspec.json.Decoder(_Line).decode
+
+
+def of_worker(url: str, tenant: str | None, told: Callable[[int], None], topics: tuple[str, ...] = SOURCE_TOPICS) -> History:
+    """The history of the token's tenant in a worker's archive.
+
+    Args:
+        told: hears how many events came.
+
+    Raises:
+        PulsefoldError: the worker does not answer, or not with this.
+    """
+    client = Client(url, token=os.environ.get("PULSEFOLD_TOKEN"), tenant=tenant, timeout_s=120.0)
+    try:
+        status = client.status()
+        found: list[tuple[int, str, int, int, Item]] = []
+        cursor: str | None = None
+        while True:
+            raw, headers = client.raw("/exports/log", "application/x-ndjson", topics=list(topics), limit=PAGE, cursor=cursor)
+            lines = [_line(line) for line in raw.splitlines()]
+            for line in lines:
+                stamp_ms = to_us(line.timestamp) // 1000
+                one = item((line.topic, line.partition), stamp_ms, bytes(line.event))
+                if one is not None:
+                    found.append((stamp_ms, line.topic, line.partition, line.offset, one))
+            told(len(lines))
+            cursor = headers.get("pulsefold-cursor")
+            if not lines or cursor is None:
+                break
+    except NotAnswered as problem:
+        raise (BrokerUnavailable if problem.status == 0 else PulsefoldError)(str(problem)) from None
+    finally:
+        client.close()
+    found.sort(key=lambda one: one[:4])
+    counts = dict.fromkeys(SOURCE_TOPICS, 1)
+    for partition in status["partitions"]:
+        for topic in SOURCE_TOPICS:
+            if partition["topic"].endswith(topic):
+                counts[topic] = max(counts[topic], partition["partition"] + 1)
+    return History([one[4] for one in found], counts, in_force(status["settings"]))
+
+
+def in_force(described: list[dict[str, Any]]) -> Settings:
+    """Settings as a worker's ``/status`` describes them; those that it does not know have their defaults."""
+    declared = declare(FOLD_SETTINGS)
+    settings = load({}, {}, os.devnull, FOLD_SETTINGS)
+    for one in described:
+        name = one["name"]
+        if name in FOLD_NAMES or name in ("alert_interval_s", "max_future_s", "dedupe_window"):
+            try:
+                settings.values[name] = msgspec.convert(one["value"], declared[name].type, strict=False)
+            except msgspec.ValidationError:
+                raise PulsefoldError(f"the worker's setting {name} means nothing here; use the same version as the worker's") from None
+            settings.origins[name] = one["from"]
+    return settings
+
+
+def of_file(path: str, settings: Settings, tenant: str | None, told: Callable[[int], None]) -> History:
+    """A file of CloudEvents, one a line, as if each had been recorded at its own time, though never before the line above.
+
+    Args:
+        tenant: whose events; None = everybody's.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no events.
+    """
+    count = settings.get("partitions")
+    found: list[Item] = []
+    stamp_ms = refused = n = 0
+    try:
+        with Path(path).open("rb") as lines:
+            for n, raw in enumerate(lines, 1):
+                value = raw.strip()
+                if not value:
+                    continue
+                try:
+                    event = decode(value)
+                except InvalidEvent:
+                    refused += 1
+                    continue
+                if tenant is not None and event.tenant != tenant:
+                    continue
+                if event.time is not None:
+                    stamp_ms = max(stamp_ms, -(-to_us(event.time) // 1000))
+                one = item((event.data.TOPIC, partition_for(record_key(event), count)), stamp_ms, value)
+                if one is not None:
+                    found.append(one)
+                if n % 10_000 == 0:
+                    told(10_000)
+    except OSError as problem:
+        raise ConfigError("file", f"{path} cannot be read: {problem.strerror or problem}") from None
+    if n and refused == n:
+        raise ConfigError("file", f"{path} holds no events: one CloudEvent a line is expected")
+    return History(found, dict.fromkeys(SOURCE_TOPICS, count), settings, refused)
