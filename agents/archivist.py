@@ -47,7 +47,7 @@ RETRY_S = 2.0
 SLOW = frozenset(("sql", "past"))
 """Requests that may take long."""
 MOST_WAITING = 4
-READ_UP_S = 10.0
+READ_UP_S = 5.0
 """Longest wait for reading what is on the log already, for an answer that must not lack any of it."""
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -22,6 +22,7 @@ import msgspec
 from streams.keys import partition_for
 from streams.topics import SOURCE_TOPICS
 from tables.alerting import RESOLVED, alert_data, change_type
+from tables.budgets import RULES
 from tables.fold import MergedRule, Standing, Verdict
 from tables.partition import GRAVE, Partition, Schema
 from tables.reader import PartitionReader
@@ -97,6 +98,7 @@ class Run:
         self.messages: list[dict[str, Any]] = []
         self.standing: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self.now_us = 0
+        self._touched: dict[str, set[int]] = {}
 
     def fold(self, history: Iterable[Item], told: Callable[[int], None] = lambda n: None) -> None:
         """Fold a history in the order of its Kafka times; `told` hears how many events were taken."""
@@ -120,6 +122,7 @@ class Run:
     def _absorb(self, place: tuple[str, int], records: list[tuple[int, bytes | None, bytes | None, Any]], stamp_ms: int, queue: deque[Any]) -> None:
         topic, number = place
         partition = self.partitions[topic][number]
+        self._touched.setdefault(topic, set()).add(number)
         partition.absorb([_Rec(partition.next + at, stamp, key, value, headers) for at, (stamp, key, value, headers) in enumerate(records)])
         outputs, partition.outputs = partition.outputs, []
         for out in outputs:
@@ -140,9 +143,10 @@ class Run:
 
     def _judge(self) -> None:
         """Look at what changed with the merged rules (`agents.rules` does it in a worker)."""
+        touched = {topic: [self.partitions[topic][number] for number in sorted(numbers)] for topic, numbers in self._touched.items()}
         for rule in self.rules:
             due: set[tuple[str, tuple[str, ...]]] = set()
-            for partition in self.partitions[rule.topic]:
+            for partition in touched.get(rule.topic, ()):
                 due.update((row.tenant, row.key) for row in partition.dirty[rule.table.index] if row.state is not GRAVE)
                 if rule.beat is not None:
                     for tenant in {row.tenant for row in partition.dirty[rule.beat.index]}:
@@ -150,10 +154,11 @@ class Run:
                             due.update((tenant, key) for key in peer.spaces[rule.table.index].get(tenant, ()))
             for tenant, key in sorted(due):
                 self._subject(rule, tenant, key)
-        for peers in self.partitions.values():
-            for partition in peers:
+        for partitions in touched.values():
+            for partition in partitions:
                 for dirty in partition.dirty:
                     dirty.clear()
+        self._touched = {}
 
     def _subject(self, rule: MergedRule, tenant: str, key: tuple[str, ...]) -> None:
         subject = rule.subject(key)
@@ -220,6 +225,7 @@ def slices(history: Iterable[Item], interval_us: int) -> Iterator[list[Item]]:
 
 
 LEVELS = ("info", "warning", "critical", "shutdown")
+BUDGET_RULES = frozenset(RULES.values())
 KINDS = ("opened", "escalated", "eased", "resolved")
 
 
@@ -255,31 +261,58 @@ class Comparison:
 RUNS = ("present", "changed")
 
 
+def _same(courses: Mapping[str, Mapping[str, Course]], about: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs of alerts that are one: of a rule and subject, each of one run alone, open at the same time though opened on different days.
+
+    The alert_id of a budget's period stands for that period, so those are compared period by period.
+    """
+    alone: dict[tuple[str, str, str], list[str]] = {}
+    for name, message in about.items():
+        if len(courses[name]) == 1 and message["rule"] not in BUDGET_RULES and not message.get("notice"):
+            alone.setdefault((message["tenant"], message["rule"], message["subject"]), []).append(name)
+    found = []
+    for names in alone.values():
+        by_time = sorted(names, key=lambda name: next(iter(courses[name].values())).opened)
+        paired: set[str] = set()
+        for at, early in enumerate(by_time):
+            (run, first), *_ = courses[early].items()
+            for late in by_time[at + 1 :]:
+                (other, second), *_ = courses[late].items()
+                if other != run and not {early, late} & paired and (first.resolved is None or second.opened < first.resolved):
+                    found.append((early, late))
+                    paired |= {early, late}
+    return found
+
+
 def compare(present: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]], since_us: int | None = None, until_us: int | None = None) -> Comparison:
-    """Alerts of two runs, those told from `since_us` on and before `until_us` (event times)."""
+    """Alerts of two runs: messages told from `since_us` on and before `until_us` (event times), and the whole course of the alerts that they tell of."""
     found = Comparison()
+    shown: set[str] = set()
     courses: dict[str, dict[str, Course]] = {}
     about: dict[str, Mapping[str, Any]] = {}
     for run, messages in zip(RUNS, (present, changed), strict=True):
         for message in messages:
             told_us = to_us(datetime.fromisoformat(message["time"]))
-            if (since_us is not None and told_us < since_us) or (until_us is not None and told_us >= until_us):
-                continue
             kind = message["type"].split(".")[1]
-            counts = found.rules.setdefault(message["rule"], {name: dict.fromkeys(KINDS, 0) for name in RUNS})[run]
-            counts[kind] += 1
             name = message["alert_id"]
+            if (since_us is None or told_us >= since_us) and (until_us is None or told_us < until_us):
+                found.rules.setdefault(message["rule"], {each: dict.fromkeys(KINDS, 0) for each in RUNS})[run][kind] += 1
+                found.messages.append({"settings": run, "kind": kind, **message})
+                shown.add(name)
             about.setdefault(name, message)
             course = courses.setdefault(name, {}).get(run)
             if course is None:
                 course = courses[name][run] = Course(message["time"], message["severity"])
             course.worst = max(course.worst, message["severity"], key=LEVELS.index)
             course.resolved = message["time"] if kind == "resolved" else None
-            found.messages.append({"settings": run, "kind": kind, **message})
+    for early, late in _same(courses, about):
+        courses[early] |= courses.pop(late)
+        if late in shown:
+            shown = (shown - {late}) | {early}
     found.messages.sort(key=lambda message: (message["time"], message["rule"], message["subject"], message["settings"] != "present"))
     found.rules = dict(sorted(found.rules.items()))
-    for name, message in sorted(about.items(), key=lambda one: (min(course.opened for course in courses[one[0]].values()), one[1]["rule"], one[1]["subject"])):
-        runs = courses[name]
+    for name in sorted(shown, key=lambda name: (min(course.opened for course in courses[name].values()), about[name]["rule"], about[name]["subject"])):
+        message, runs = about[name], courses[name]
         row: dict[str, Any] = {key: message[key] for key in ("alert_id", "tenant", "rule", "subject", "period")}
         row["in"] = "both" if len(runs) == 2 else f"only {next(iter(runs))}"
         for run in RUNS:
