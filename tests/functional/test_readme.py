@@ -26,7 +26,7 @@ from streams.broker import EmbeddedBroker
 from ..workers import WorkerProcess
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("alerts.md", "migration.md", "scaling.md", "settings.md"))]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("alerts.md", "migration.md", "past.md", "scaling.md", "settings.md"))]
 BLOCK = re.compile(r"^(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- test: (?P<kind>[a-zA-Z -]+) -->")
 
@@ -131,7 +131,9 @@ def test_blocks_that_end_run_one_after_the_other_as_they_stand(place: Place) -> 
         words = [sys.executable, "-c", place.text(block)] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", place.text(block)]
         out = place.run(words)
         place.worker.until(place.worker.absorbed)
-        if block.page == "README.md" and "query" in block.text:
+        if block.page == "README.md" and "what-if" in block.text:
+            assert "cost.daily" in out and "only changed" in out and "0.35" in out, out
+        elif block.page == "README.md" and "query" in block.text:
             assert "m1" in out and "vix_level" in out and '"percentage": 100' in out and '"allowed":true' in out, out
 
 
