@@ -249,6 +249,10 @@ class Views(Generic[R]):
         """Performance updates of variables, in the order of the log."""
         return self.get("/exports/learning-log", since=since, until=until, limit=limit, cursor=cursor)
 
+    def event_log(self, topics: Names | None = None, *, limit: int | None = None, cursor: str | None = None) -> R:
+        """Every event as it came, with its place on the log and its Kafka time, in the order of the log."""
+        return self.get("/exports/log", topics=topics, limit=limit, cursor=cursor)
+
     # ---- metrics and costs
 
     def metrics(
@@ -416,7 +420,8 @@ class Client(Views[Answer]):
         token: default: the environment's PULSEFOLD_TOKEN.
         tenant: whose data, where the token does not say.
         timeout_s: for each answer.
-        as_of: a moment in the past: every folded view is answered as it stood then (needs the archive).
+        as_of: a moment in the past: every folded view is answered as it stood then (needs the archive; docs/past.md). The first answer
+            of a moment may take long; where it is `NotAnswered` with status 503, the next one goes on.
     """
 
     def __init__(

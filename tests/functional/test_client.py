@@ -66,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
                     publisher.publish(event)
                 publisher.flush(20)
             n = len(events())
-            worker.until(lambda: worker.absorbed(n) and worker.get("/status")["archive"]["lag"] == 0 and worker.get("/metrics", limit=1)["count"] == 1)
+            worker.until(lambda: worker.absorbed(n) and worker.get("/status")["archive"].get("lag") == 0 and worker.get("/metrics", limit=1)["count"] == 1)
             yield worker
         finally:
             worker.stop()
@@ -91,6 +91,7 @@ def test_the_client_asks_a_worker(client: Client) -> None:
     assert {row["variable"] for row in client.contributions()["lines"]} == {"vix", "rate"}
     assert client.sql("SELECT count(*) AS n FROM events WHERE type LIKE 'metric%'").rows == [{"n": 30}]
     assert client.status()["archive"]["enabled"]
+    assert len(client.event_log("training", limit=1000).rows) == len([event for event in events() if event["type"].startswith(("metric", "learning", "goal"))])
     raw, headers = client.raw("/metrics", "text/csv", limit=3)
     assert len(raw.splitlines()) == 4 and headers["pulsefold-cursor"]
     with pytest.raises(NotKnown):
