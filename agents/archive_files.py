@@ -55,6 +55,7 @@ class Piece:
         stamp_us: greatest Kafka timestamp of its rows, microseconds.
         tenants: tenant -> (rows, least, greatest event time); None = too many to list.
         cleared: tenant -> offset up to which (inclusive) that tenant's rows of the partition are to go.
+        cleared_us: tenant -> Kafka timestamp of the record that cleared it, microseconds, where it is known.
         past: tenant -> rows of the range that went because they were past their time.
         json_bytes: of the records' values in it.
     """
@@ -73,6 +74,7 @@ class Piece:
     tenants: Mapping[str, tuple[int, int, int]] | None
     cleared: Mapping[str, int] = field(default_factory=dict)
     past: Mapping[str, int] = field(default_factory=dict)
+    cleared_us: Mapping[str, int] = field(default_factory=dict)
 
     def may_have(self, tenant: str) -> bool:
         """Whether it can hold rows of the tenant."""
@@ -278,7 +280,7 @@ class Folder:
         try:
             cursor.execute(f"CREATE OR REPLACE TEMP TABLE piece_rows ({TABLE})")
             cursor.execute(f"INSERT INTO piece_rows {rows}", dict(params))
-            about = self._about(cursor, piece.cleared, piece.past)
+            about = self._about(cursor, piece)
             note = json.dumps(about, sort_keys=True, separators=(",", ":"))
             cursor.execute(
                 f'COPY (SELECT * FROM piece_rows ORDER BY "offset") TO {text(str(aside))} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 6, '
@@ -298,7 +300,7 @@ class Folder:
             self.pieces = {**self.pieces, place: {**self.pieces.get(place, {}), piece.first: made}}
         return made
 
-    def _about(self, cursor: duckdb.DuckDBPyConnection, cleared: Mapping[str, int], past: Mapping[str, int]) -> dict[str, Any]:
+    def _about(self, cursor: duckdb.DuckDBPyConnection, piece: Piece) -> dict[str, Any]:
         asked = "SELECT count(*), coalesce(sum(size), 0), epoch_us(min(time)), epoch_us(max(time)), epoch_us(max(timestamp)) FROM piece_rows"
         n, size, low, high, stamp = cursor.execute(asked).fetchall()[0]
         asked = (
@@ -314,9 +316,16 @@ class Folder:
             "max_us": high,
             "stamp_us": stamp,
             "tenants": shown,
-            "cleared": dict(cleared),
-            **({"past": dict(past)} if past else {}),
+            "cleared": dict(piece.cleared),
+            **({"cleared_us": self._cleared_us(cursor, piece)} if piece.cleared else {}),
+            **({"past": dict(piece.past)} if piece.past else {}),
         }
+
+    def _cleared_us(self, cursor: duckdb.DuckDBPyConnection, piece: Piece) -> dict[str, int]:
+        """When tenants were cleared: of the records that did it, while they are there, then as it was noted."""
+        asked = 'SELECT tenant, epoch_us(timestamp) FROM piece_rows WHERE list_contains($offsets, "offset")'
+        rows = cursor.execute(asked, {"offsets": list(piece.cleared.values())}).fetchall()
+        return {**piece.cleared_us, **{tenant: stamp for tenant, stamp in rows if tenant in piece.cleared}}
 
     # ---- what has to go
 
@@ -400,6 +409,7 @@ def _about(body: Mapping[str, Any]) -> dict[str, Any]:
         "tenants": None if tenants is None else {name: (one[0], one[1], one[2]) for name, one in tenants.items()},
         "cleared": dict(body["cleared"]),
         "past": dict(body.get("past", {})),
+        "cleared_us": dict(body.get("cleared_us", {})),
     }
 
 

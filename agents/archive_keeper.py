@@ -312,9 +312,16 @@ class Keeper:
     def known_from_us(self, topic: str, tenant: str) -> int | None:
         """Kafka time from which on the tenant's rows of a topic are all here, microseconds; None = from the first record on.
 
-        Before that they were erased. Of an erasure that was found in files, not seen happening, only its latest possible time is known.
+        Before that they were erased. Of an erasure whose time nobody noted only its latest possible time is known.
         """
-        found = [self._cleared_us.get(((topic, number), tenant, offset), self.opened_us) for number, offset in self.erased(topic, tenant).items()]
+        noted: dict[int, int] = {}
+        for piece in self.folder.of(topic):
+            if tenant in piece.cleared_us:
+                noted[piece.partition] = max(noted.get(piece.partition, 0), piece.cleared_us[tenant])
+        found = []
+        for number, offset in self.erased(topic, tenant).items():
+            seen = self._cleared_us.get(((topic, number), tenant, offset))
+            found.append(noted.get(number, self.opened_us) if seen is None else seen)
         return max(found, default=None)
 
     def lacks(self, topic: str, tenant: str) -> bool:

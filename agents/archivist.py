@@ -101,6 +101,7 @@ class Archivist:
     async def _begin(self) -> None:
         get = self.settings.get
         ours, theirs = security(self.settings)
+        self.past = None  # its folds are of the log as it was
         counts, identities, embedded = await asyncio.to_thread(discover_partitions, self.settings, theirs)
         path = self._path(get("archive_dir"), identities, embedded)
         self.keeper = Keeper(
@@ -258,6 +259,8 @@ class Archivist:
                     finally:
                         self.n_slow[op] -= 1
                 reply.setdefault("lag", keeper.lag(self.ends))
+            except KafkaError as failed:
+                reply = {"status": 503, "detail": f"the archive waits: {line_of(failed)}; ask again in a moment"}
             except Exception:
                 log.exception("archive: a bug while answering %s", request.get("op"))
                 reply = {"status": 500, "detail": "the archive could not answer; its log says why"}

@@ -1,4 +1,4 @@
-"""Where a history comes from: the archive of a worker, over HTTP, or a file of CloudEvents; and the settings that are in force there."""
+"""Where a history comes from: the archive of a worker, over HTTP, the log itself, or a file of CloudEvents; and the settings that are in force there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from streams.settings import Settings, declare, load
 from streams.topics import SOURCE_TOPICS
 from tables.times import to_us
 
+from .access import discover_partitions, security
 from .backtest import Item, item
+from .past_log import Log, is_of
 from .registry import FOLD_SETTINGS
 
 FOLD_NAMES = frozenset(name for struct in FOLD_SETTINGS for name in struct.__struct_fields__)
@@ -35,12 +37,14 @@ class History:
         counts: source topic (without prefix) -> partitions.
         settings: those in force where it was recorded.
         refused: lines of a file that are no events.
+        whole: it goes back to the first event.
     """
 
     items: list[Item]
     counts: dict[str, int]
     settings: Settings
     refused: int = 0
+    whole: bool = True
 
 
 class _Line(msgspec.Struct):
@@ -66,6 +70,7 @@ def of_worker(url: str, tenant: str | None, told: Callable[[int], None], topics:
     client = Client(url, token=os.environ.get("PULSEFOLD_TOKEN"), tenant=tenant, timeout_s=120.0)
     try:
         status = client.status()
+        whole = client.event_log(list(topics), limit=1)["whole"]
         found: list[tuple[int, str, int, int, Item]] = []
         cursor: str | None = None
         while True:
@@ -90,7 +95,38 @@ def of_worker(url: str, tenant: str | None, told: Callable[[int], None], topics:
         for topic in SOURCE_TOPICS:
             if partition["topic"].endswith(topic):
                 counts[topic] = max(counts[topic], partition["partition"] + 1)
-    return History([one[4] for one in found], counts, in_force(status["settings"]))
+    return History([one[4] for one in found], counts, in_force(status["settings"]), whole=whole)
+
+
+def of_log(settings: Settings, tenant: str, told: Callable[[int], None], topics: tuple[str, ...] = SOURCE_TOPICS) -> History:
+    """The history of a tenant on the log itself, as `pulsefold replay` reads it.
+
+    Raises:
+        PulsefoldError: Kafka cannot be reached, or has no such topics.
+    """
+    _, theirs = security(settings)
+    counts, _, _ = discover_partitions(settings, theirs)
+    log = Log(settings)
+    begins = log.starts({topic: counts[topic] for topic in topics})
+    found: list[tuple[int, str, int, int, Item]] = []
+    refused = 0
+    for topic in topics:
+        for batches in log.records(topic, {number: begins[(topic, number)] for number in range(counts[topic])}):
+            for number, batch in batches.items():
+                told(len(batch))
+                for record in batch:
+                    if not is_of(tenant, record.value):
+                        continue
+                    try:
+                        decode(record.value)
+                    except InvalidEvent:
+                        refused += 1
+                        continue
+                    one = item((topic, number), record.timestamp, record.value or b"")
+                    if one is not None:
+                        found.append((record.timestamp, topic, number, record.offset, one))
+    found.sort(key=lambda one: one[:4])
+    return History([one[4] for one in found], counts, settings, refused, whole=not any(begins.values()))
 
 
 def in_force(described: list[dict[str, Any]]) -> Settings:

@@ -398,14 +398,21 @@ def _log(store: Store, settings: Any, tenant: str, params: Params) -> Reply:
     if settings.get("anonymise_required"):
         raise Refusal(403, "anonymise_required: this service never gives names away, and a log without them cannot be folded")
     topics = sorted(set(params.get("topics") or SOURCE_TOPICS))
-    rows, cursor = _by_log(store, Asked(tenant, topics, (*ENVELOPE, "epoch_us(timestamp)")), params["limit"], params.get("cursor"))
+    asked = Asked(tenant, topics, (*ENVELOPE, "epoch_us(timestamp)"), ["NOT duplicate"], whole=True)
+    rows, cursor = _by_log(store, asked, params["limit"], params.get("cursor"))
     lines = []
     for row in rows:
         event = envelope_of(row[:-1])
         event["data"] = orjson.Fragment(event["data"])
         lines.append(orjson.dumps({"topic": row[1], "partition": row[2], "offset": row[3], "timestamp": rfc3339(row[-1]), "event": event}))
     if params["format"] == "json":
-        body = b'{"records":[' + b",".join(lines) + b'],"count":%d,"cursor":' % len(rows) + orjson.dumps(cursor) + b"}"
+        body = (
+            b'{"records":['
+            + b",".join(lines)
+            + b'],"count":%d,"whole":%s,"cursor":' % (len(rows), b"false" if any(store.lacks(topic, tenant) for topic in topics) else b"true")
+            + orjson.dumps(cursor)
+            + b"}"
+        )
         return {"status": 200, "body": body, "kind": "application/json"}
     return {"status": 200, "body": b"".join(line + b"\n" for line in lines), "kind": "application/x-ndjson", "cursor": cursor, "count": len(rows)}
 

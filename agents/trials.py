@@ -27,7 +27,7 @@ from tables.window_views import bound
 
 from .app import bounds, load_settings
 from .backtest import KINDS, RUNS, Comparison, Item, Run, compare
-from .history import FOLD_NAMES, History, of_file, of_worker
+from .history import FOLD_NAMES, History, of_file, of_log, of_worker
 from .registry import schema
 
 LATE_S = 2.0
@@ -85,11 +85,18 @@ def moment(flags: Mapping[str, Any], name: str) -> int | None:
 
 def gather(flags: Mapping[str, Any], bar: Bar, topics: tuple[str, ...] | None = None) -> History:
     """The history that the flags name."""
-    if "file" in flags:
-        with bar.step("reading") as told:
-            return of_file(flags["file"], load_settings({}, flags.get("config")), flags.get("tenant"), told)
     with bar.step("reading") as told:
-        return of_worker(flags["url"], flags.get("tenant"), told, *([topics] if topics else []))
+        if "file" in flags:
+            return of_file(flags["file"], load_settings({}, flags.get("config")), flags.get("tenant"), told)
+        if "from_log" in flags:
+            history = of_log(load_settings({}, flags.get("config")), flags.get("tenant", "default"), told, *([topics] if topics else []))
+            why = "the broker no longer has the first events (topic_retention_days)"
+        else:
+            history = of_worker(flags["url"], flags.get("tenant"), told, *([topics] if topics else []))
+            why = "the archive no longer has the first events (archive_days); --from-log folds the log itself"
+    if not history.whole:
+        print(f"pulsefold: {why}; sums begin with those that are left", file=sys.stderr)
+    return history
 
 
 def tables_of(settings: Settings, file: str) -> Schema:
@@ -109,7 +116,7 @@ def backtest(rules: str, flags: Mapping[str, Any]) -> int:
 
     Args:
         rules: a file of settings.
-        flags: since, until, url or file, tenant, config, json, csv.
+        flags: since, until, url or file or from_log, tenant, config, json, csv.
     """
     since_us, until_us = moment(flags, "since"), moment(flags, "until")
     if since_us is not None and until_us is not None and since_us >= until_us:
@@ -197,7 +204,7 @@ def what_if_budget(flags: Mapping[str, Any]) -> int:
     """The command `what-if budget`.
 
     Args:
-        flags: scope, period, limits as ``level=USD,…`` or amount, starts, url or file, tenant, config, json, csv.
+        flags: scope, period, limits as ``level=USD,…`` or amount, starts, url or file or from_log, tenant, config, json, csv.
     """
     scope, period = flags.get("scope", "tenant"), flags.get("period", "daily")
     if period not in RULES:

@@ -20,6 +20,7 @@ Url = Annotated[str | None, Parameter(help="of the worker whose archive is folde
 Token = Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")]
 Tenant = Annotated[str | None, Parameter(help="whose data, where the token does not say")]
 File = Annotated[str | None, Parameter(help="fold this file of CloudEvents, one a line, instead of a worker's archive")]
+FromLog = Annotated[bool, Parameter(negative="", help="fold the log itself, from Kafka, as `replay` does (settings of this folder)")]
 AsCsv = Annotated[bool, Parameter(name="--csv", negative="", help="print CSV")]
 
 
@@ -29,6 +30,7 @@ def backtest(
     since: Annotated[str | None, Parameter(help="alerts told from this event time on (RFC 3339 or a UTC date); folding begins at the first event")] = None,
     until: Annotated[str | None, Parameter(help="alerts told before this event time; a date takes in that day")] = None,
     file: File = None,
+    from_log: FromLog = False,
     url: Url = None,
     token: Token = None,
     tenant: Tenant = None,
@@ -43,7 +45,7 @@ def backtest(
     for name, text in (("since", since), ("until", until)):
         if text is not None:
             words += [f"--{name}={moment_of(text, name)}"]
-    return start("backtest", words, file, url, token, tenant, as_json, as_csv, config)
+    return start("backtest", words, file, from_log, url, token, tenant, as_json, as_csv, config)
 
 
 def budget(
@@ -54,6 +56,7 @@ def budget(
     limit: Annotated[list[str] | None, Parameter(negative="", help="LEVEL=USD, such as warning=7.50; one for each level instead of an amount")] = None,
     starts: Annotated[str | None, Parameter(help="UTC date from which a cumulative budget counts")] = None,
     file: File = None,
+    from_log: FromLog = False,
     url: Url = None,
     token: Token = None,
     tenant: Tenant = None,
@@ -70,13 +73,14 @@ def budget(
             raise ConfigError("limit", f"expected LEVEL=USD, got {one[:60]!r}")
     words += [f"--amount={amount}"] if amount is not None else [f"--limits={','.join(limit or ())}"]
     words += [f"--starts={starts}"] if starts is not None else []
-    return start("what-if-budget", words, file, url, token, tenant, as_json, as_csv, config)
+    return start("what-if-budget", words, file, from_log, url, token, tenant, as_json, as_csv, config)
 
 
 def start(
     command: str,
     words: list[str],
     file: str | None,
+    from_log: bool,
     url: str | None,
     token: str | None,
     tenant: str | None,
@@ -85,15 +89,15 @@ def start(
     config: str | None,
 ) -> int:
     """Run a command of the service with the flags that both have; the token is not among its words, where others could read it."""
-    if file is not None and url is not None:
-        raise ConfigError("url", "name either a file or the worker whose archive is folded")
+    if (file is not None) + (url is not None) + from_log > 1:
+        raise ConfigError("url" if url is not None else "from-log", "name one source: --file, --from-log, or --url of the worker whose archive is folded")
     if file is not None and not Path(file).is_file():
         raise ConfigError("file", f"there is no file {file}")
     if as_json and as_csv:
         raise ConfigError("csv", "name either --json or --csv")
     if token is not None:
         os.environ["PULSEFOLD_TOKEN"] = token
-    source = f"--file={file}" if file is not None else f"--url={worker_url(url, config)}"
+    source = f"--file={file}" if file is not None else "--from-log" if from_log else f"--url={worker_url(url, config)}"
     more = [f"--{name}={value}" for name, value in (("tenant", tenant), ("config", config)) if value is not None]
     shown = ["--json"] if as_json else ["--csv"] if as_csv else []
     return service.start(command, [*words, source, *more, *shown])

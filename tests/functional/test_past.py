@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -198,6 +199,6 @@ def test_without_the_archive_the_past_is_501(embedded: EmbeddedBroker, tmp_path:
         worker.stop()
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
+def command(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-c", "from streams.cli import main; raise SystemExit(main())"]
-    return subprocess.run([*start, *words], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    return subprocess.run([*start, *words], cwd=ROOT, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=100)

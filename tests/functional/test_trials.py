@@ -68,6 +68,11 @@ def test_the_present_settings_raise_again_what_the_worker_raised_and_changed_one
     low = {row["subject"]: row["in"] for row in body["alerts"] if row["rule"] == "trust.low"}
     assert (low["model|m1"], low["model|m2"]) == ("only changed", "both")
 
+    # the log itself says the same
+    done = command("backtest", str(rules), "--from-log", "--tenant", "acme", "--json", environment={"PULSEFOLD_BOOTSTRAP": embedded.bootstrap})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {m["alert_id"]: m["time"] for m in json.loads(done.stdout)["messages"]} == {m["alert_id"]: m["time"] for m in body["messages"]}
+
     done = command("what-if", "budget", "--amount", "5", "--url", url, "--token", "acme", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -80,6 +85,7 @@ def test_the_present_settings_raise_again_what_the_worker_raised_and_changed_one
     request = urllib.request.Request(f"{url}/api/v1/exports/log?limit=10000", headers={"Authorization": "Bearer other"})
     with urllib.request.urlopen(request, timeout=30) as response:
         records = json.load(response)["records"]
+        assert response.status == 200
     assert {record["event"]["tenant"] for record in records} == {"other"}
     assert [(r["topic"], r["partition"], r["offset"]) for r in records] == sorted((r["topic"], r["partition"], r["offset"]) for r in records)
     with pytest.raises(urllib.error.HTTPError, match="400"):

@@ -242,7 +242,7 @@ def test_the_commands_print_tables_json_and_csv(tmp_path: Path, file: Path) -> N
         ("backtest r.toml --file none.jsonl", "file: there is no file none.jsonl"),
         ("backtest r.toml --file e.jsonl --since noon", "since: expected a time"),
         ("backtest r.toml --file e.jsonl --since 2026-03-03 --until 2026-03-02", "until: must be after since"),
-        ("backtest r.toml --file e.jsonl --url http://h:1", "url: name either"),
+        ("backtest r.toml --file e.jsonl --url http://h:1", "url: name one source"),
         ("backtest r.toml --file e.jsonl --json --csv", "csv: name either"),
         ("backtest bad.toml --file e.jsonl", "web_port: changes no alert"),
         ("backtest worse.toml --file e.jsonl", "budget_percent"),
