@@ -13,9 +13,11 @@ import pytest
 
 from agents.backtest import Item, Run, compare, item
 from agents.history import FOLD_NAMES, in_force
+from agents.main import main
 from agents.registry import FOLD_SETTINGS, folds, schema
+from streams.cli.app import run as run_command
 from streams.codec import decode
-from streams.errors import ConfigError
+from streams.errors import ConfigError, PulsefoldError
 from streams.keys import partition_for, record_key
 from streams.settings import Settings, changed, load
 from streams.topics import SOURCE_TOPICS
@@ -235,39 +237,61 @@ def test_the_commands_print_tables_json_and_csv(tmp_path: Path, file: Path) -> N
     assert (code, out.splitlines()) == (0, ["settings,period,kind,level,time,sum_usd,limit_usd,message"])
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("backtest none.toml", "rules: there is no file none.toml"),
-        ("backtest r.toml --file none.jsonl", "file: there is no file none.jsonl"),
-        ("backtest r.toml --file e.jsonl --since noon", "since: expected a time"),
-        ("backtest r.toml --file e.jsonl --since 2026-03-03 --until 2026-03-02", "until: must be after since"),
-        ("backtest r.toml --file e.jsonl --url http://h:1", "url: name one source"),
-        ("backtest r.toml --file e.jsonl --json --csv", "csv: name either"),
-        ("backtest bad.toml --file e.jsonl", "web_port: changes no alert"),
-        ("backtest worse.toml --file e.jsonl", "budget_percent"),
-        ("backtest r.toml --file r.toml", "file: r.toml holds no events"),
-        ("backtest r.toml --url http://127.0.0.1:1", "url: no worker answers"),
-        ("what-if budget --file e.jsonl", "amount: name either"),
-        ("what-if budget --amount 1 --limit warning=1 --file e.jsonl", "amount: name either"),
-        ("what-if budget --amount=-1 --file e.jsonl", "amount: expected USD above 0"),
-        ("what-if budget --limit warning --file e.jsonl", "limit: expected LEVEL=USD"),
-        ("what-if budget --limit loud=1 --file e.jsonl", "limit"),
-        ("what-if budget --limit shutdown=1 --limit warning=2 --file e.jsonl", "limit"),
-        ("what-if budget --amount 1 --scope shop:x --file e.jsonl", "scope"),
-        ("what-if budget --amount 1 --period weekly --file e.jsonl", "period"),
-        ("what-if budget --amount 1 --period cumulative --file e.jsonl", "amount: a cumulative budget"),
-        ("what-if budget --limit warning=1 --starts noon --period cumulative --file e.jsonl", "starts"),
-        ("what-if budget --amount 1 --file two.jsonl", "tenant: the file has costs of several tenants"),
-    ],
-)
-def test_wrong_words_are_one_sentence_that_names_them(tmp_path: Path, words: str, says: str) -> None:
+CASES = [
+    ("backtest none.toml", "rules: there is no file none.toml"),
+    ("backtest r.toml --file none.jsonl", "file: there is no file none.jsonl"),
+    ("backtest r.toml --file e.jsonl --since noon", "since: expected a time"),
+    ("backtest r.toml --file e.jsonl --url http://h:1", "url: name one source"),
+    ("backtest r.toml --file e.jsonl --from-log", "from-log: name one source"),
+    ("backtest r.toml --file e.jsonl --json --csv", "csv: name either"),
+    ("what-if budget --file e.jsonl", "amount: name either"),
+    ("what-if budget --amount 1 --limit warning=1 --file e.jsonl", "amount: name either"),
+    ("what-if budget --limit warning --file e.jsonl", "limit: expected LEVEL=USD"),
+    ("what-if budget --amount 1 --period weekly --file e.jsonl", "period"),
+]
+OF_THE_SERVICE = [
+    ("backtest r.toml --file=e.jsonl --since=2026-03-03 --until=2026-03-02", "until: must be after since"),
+    ("backtest bad.toml --file=e.jsonl", "web_port: changes no alert"),
+    ("backtest worse.toml --file=e.jsonl", "budget_percent"),
+    ("backtest r.toml --file=r.toml", "file: r.toml holds no events"),
+    ("backtest r.toml --url=http://127.0.0.1:1", "url: no worker answers"),
+    ("what-if-budget --amount=-1 --file=e.jsonl", "amount: expected USD above 0"),
+    ("what-if-budget --limits=loud=1 --file=e.jsonl", "limit"),
+    ("what-if-budget --limits=shutdown=1,warning=2 --file=e.jsonl", "limit"),
+    ("what-if-budget --amount=1 --scope=shop:x --file=e.jsonl", "scope"),
+    ("what-if-budget --amount=1 --period=cumulative --file=e.jsonl", "amount: a cumulative budget"),
+    ("what-if-budget --limits=warning=1 --starts=noon --period=cumulative --file=e.jsonl", "starts"),
+    ("what-if-budget --amount=1 --file=two.jsonl", "tenant: the file has costs of several tenants"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where commands find files that are right and files that are wrong."""
     (tmp_path / "r.toml").write_text("budget_daily_usd = 1\n")
     (tmp_path / "bad.toml").write_text("web_port = 1\n")
     (tmp_path / "worse.toml").write_text("budget_percent = [90, 70, 100]\n")
     lines = [json.dumps({"specversion": "1.0", "source": "test", **event}) for event in costs(3, 1)]
     (tmp_path / "e.jsonl").write_text("\n".join(lines))
     (tmp_path / "two.jsonl").write_text("\n".join([*lines, lines[0].replace('"id": "c0"', '"id": "d0", "tenant": "acme"')]))
-    code, out, told = pulsefold(*words.split(), cwd=tmp_path)
-    assert (code, out) == (2, ""), told
-    assert says in one_sentence(told)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("words", "says"), CASES)
+def test_wrong_words_are_refused_before_the_service_is_asked(folder: Path, words: str, says: str) -> None:
+    with pytest.raises(PulsefoldError) as refused:
+        run_command(words.split())
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("words", "says"), OF_THE_SERVICE)
+def test_what_only_the_service_can_tell_is_one_sentence_too(folder: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    found = capsys.readouterr()
+    assert found.out == "" and says in one_sentence(found.err)
+
+
+def test_a_wrong_file_of_settings_ends_the_command_with_two(folder: Path) -> None:
+    code, out, told = pulsefold("backtest", "bad.toml", "--file", "e.jsonl", cwd=folder)
+    assert (code, out) == (2, "") and "web_port" in one_sentence(told)

@@ -14,6 +14,7 @@ from agents import past as past_module
 from agents.archivist import Given
 from agents.past import Past
 from agents.past_log import Logged
+from agents.raw_answers import answer
 
 from ..archive_feed import NOW_MS, SETTINGS, Feed
 
@@ -215,3 +216,22 @@ def test_the_settings_of_the_worker_are_those_of_the_past(tmp_path: Path) -> Non
     given = Given({**SETTINGS.values, "trust_prior": {"": [3.0, 5.0]}})
     found = ask(Past(given, feed.keeper.counts), feed, "/trust/{kind}/{id}", NOW_MS, kind="model", id="a")
     assert (found["alpha"], found["beta"]) == (4.0, 5.0)
+
+
+def test_the_log_of_a_tenant_is_each_event_once_with_its_place_and_says_when_some_are_gone(tmp_path: Path) -> None:
+    made = stream(7, 200)
+    feed = fed(tmp_path, made)
+    found = feed.pages("log", "records", "acme", limit=17)
+    events = feed.events("acme")
+    places = sorted(event["place"] for event in events)
+    assert [(one["topic"], one["partition"], one["offset"]) for one in found] == sorted(places) != []
+    by_id = {event["id"]: event for event in events}
+    for one in found:
+        assert one["event"]["data"] == by_id[one["event"]["id"]]["data"] and one["event"]["tenant"] == "acme"
+        record = feed.log[(one["topic"], one["partition"])][one["offset"]]
+        assert datetime.fromisoformat(one["timestamp"]).timestamp() * 1000 == pytest.approx(record.timestamp, abs=0.01)
+    assert feed.ask("log", "acme", topics=["costs"])["whole"] is True
+    feed.keeper.lacks = lambda topic, tenant: topic == "costs"  # type: ignore[method-assign]
+    assert feed.ask("log", "acme", topics=["costs"])["whole"] is False and feed.ask("log", "acme", topics=["judgments"])["whole"] is True
+    refused = answer(feed.keeper, Given({**SETTINGS.values, "anonymise_required": True}), "log", "acme", {"limit": 1, "format": "json"})
+    assert refused["status"] == 403 and "anonymise_required" in refused["detail"]
