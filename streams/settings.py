@@ -38,9 +38,7 @@ Days = Annotated[float, msgspec.Meta(ge=30)]
 Secret = Annotated[str, msgspec.Meta(min_length=1)]
 From0 = Annotated[float, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern="^[A-Za-z0-9._-]+$")]
-Roles = Annotated[
-    str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$", description="all or some of fold, serve, archive by comma")
-]
+Roles = Annotated[str, msgspec.Meta(pattern="^(all|(fold|serve|archive)(,(fold|serve|archive))*)$", description="all or some of fold, serve, archive by comma")]
 Prefix = Annotated[str, msgspec.Meta(max_length=100, pattern="^[A-Za-z0-9._-]*$")]
 
 
