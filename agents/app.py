@@ -35,6 +35,7 @@ from .limits import LOOPBACK, tls
 from .registry import FOLD_SETTINGS, schema
 from .rules import Rules
 from .scores import Scores
+from .tombstones import Tombstones
 
 STATIC = Path(__file__).parent / "static"
 PAGES = {
@@ -231,6 +232,7 @@ def build(settings: Settings) -> seam.App:
     engine.add_dependency(ticks)
     engine.add_dependency(ClearedAlerts(engine, rules))
     engine.add_dependency(archive)
+    engine.add_dependency(Tombstones(engine, min(60.0, 12 * settings.get("alert_interval_s"))))
     limit = settings.get("dead_letters_per_minute")
     if limit is not None:
         engine.add_dependency(LetterRate(engine, rules, limit, settings.get("dead_letters_tenant")))

@@ -1,5 +1,8 @@
 """The alert board: every alert's standing, read back from the compacted alerts topic.
 
+A tombstone ends an alert that is long over. One that lands on an open alert (it was opened again while the tombstone was under way)
+would lose it to compaction: the board keeps the alert, and its owner publishes the message again.
+
 It is what the alert views show, what streams to subscribers, and what the merged rules remember, so a restart or a rebuild
 opens nothing twice. A twin (a message repeated after a crash, same id) is recognised and told once.
 """
@@ -45,6 +48,8 @@ class _Message(msgspec.Struct):
     data: _Data
 
 
+FORGOTTEN = 10_000
+"""Ended alerts of which the number of messages is remembered."""
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _check = msgspec.json.Decoder(_Message).decode
 
@@ -55,7 +60,11 @@ class Entry:
 
     message: dict[str, Any]
     order: tuple[int, int]
+    written_ms: int = 0
+    """When Kafka took the newest message, milliseconds since the epoch."""
     ids: set[str] = field(default_factory=set)
+    earlier: int = 0
+    """Messages before the last tombstone, as far as this process saw them."""
 
     @property
     def open(self) -> bool:
@@ -71,26 +80,30 @@ class Board:
         n_lost: messages that a slow subscriber could not take.
         n_odd: records of the topic that are no alert messages; whoever may write there may write anything.
         told: messages by tenant.
+        bereaved: open alerts whose last record is a tombstone.
     """
 
     def __init__(self, recent: int = 1000) -> None:
         self.entries: dict[str, Entry] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=recent)
         self.subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self.bereaved: set[str] = set()
         self.n_messages = 0
         self.n_lost = 0
         self.n_odd = 0
         self.told: dict[str, int] = {}
+        self._forgotten: dict[str, int] = {}
 
-    def read(self, key: bytes | None, value: bytes | None, order: tuple[int, int]) -> dict[str, Any] | None:
+    def read(self, key: bytes | None, value: bytes | None, order: tuple[int, int], written_ms: int = 0) -> dict[str, Any] | None:
         """Take one record of the alerts topic; returns the message if it is news.
 
         Args:
             order: (partition, offset).
+            written_ms: its Kafka timestamp.
         """
         name = (key or b"").decode("utf-8", "replace")
         if value is None:
-            self.entries.pop(name, None)
+            self._end(name)
             return None
         try:
             if not _check(value).id.isprintable():
@@ -100,11 +113,13 @@ class Board:
             self.n_odd += 1
             return None
         entry = self.entries.get(name)
+        self.bereaved.discard(name)
         if entry is None:
-            entry = self.entries[name] = Entry(message, order)
+            entry = self.entries[name] = Entry(message, order, earlier=self._forgotten.pop(name, 0))
         elif message["id"] in entry.ids:
+            entry.written_ms = max(entry.written_ms, written_ms)
             return None
-        entry.message, entry.order = message, order
+        entry.message, entry.order, entry.written_ms = message, order, written_ms
         entry.ids.add(message["id"])
         self.n_messages += 1
         self.told[message["tenant"]] = self.told.get(message["tenant"], 0) + 1
@@ -116,13 +131,29 @@ class Board:
                 self.n_lost += 1
         return message
 
+    def _end(self, name: str) -> None:
+        entry = self.entries.get(name)
+        if entry is None:
+            return
+        if entry.open:
+            self.bereaved.add(name)
+            return
+        del self.entries[name]
+        self._forgotten[name] = entry.earlier + len(entry.ids)  # ids of later messages must differ from the earlier ones'
+        if len(self._forgotten) > FORGOTTEN:
+            del self._forgotten[next(iter(self._forgotten))]
+
+    def over(self, before_ms: int) -> list[tuple[str, Entry]]:
+        """Alerts whose resolve, or notice, Kafka took before a moment, milliseconds since the epoch."""
+        return [(name, entry) for name, entry in self.entries.items() if entry.written_ms < before_ms and not entry.open]
+
     def standing(self, alert: str) -> tuple[Standing, int]:
         """Where a rule stands with a subject, and the number of messages so far."""
         entry = self.entries.get(alert)
         if entry is None:
-            return Standing(), 0
+            return Standing(), self._forgotten.get(alert, 0)
         data = entry.message["data"]
-        return Standing(data["severity"] if entry.open else "ok", data.get("period")), len(entry.ids)
+        return Standing(data["severity"] if entry.open else "ok", data.get("period")), entry.earlier + len(entry.ids)
 
     def open_of(self, tenant: str, rule: str) -> dict[str, Entry]:
         """Standing alerts of a rule by subject."""

@@ -501,7 +501,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 shard = self.by_changelog.get(tp)
                 if shard is None:
                     for record in records:
-                        self.board.read(record.key, record.value, (tp.partition, record.offset))
+                        self.board.read(record.key, record.value, (tp.partition, record.offset), record.timestamp)
                     continue
                 try:
                     changed = self.core.followed(shard, ((r.key, r.value) for r in records), positions[tp])

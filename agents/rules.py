@@ -148,7 +148,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
             derivedfrom=source_id,
         )
         found = await engine.send(engine.alerts_topic, value, key=name.encode())
-        engine.board.read(name.encode(), value, (found.partition, found.offset))
+        engine.board.read(name.encode(), value, (found.partition, found.offset), time.time_ns() // 1_000_000)
         self.n["published"] += 1
 
     def _evidence(self, rule: MergedRule, tenant: str, key: tuple[str, ...]) -> tuple[int, dict[str, Any]]:

@@ -20,6 +20,7 @@ from agents.app import PAGES, STATIC
 from agents.auth import Tokens
 from agents.engine import Engine, EngineConfig
 from agents.http import Routes
+from agents.past import Past
 from agents.raw_answers import answer
 from agents.registry import FOLD_SETTINGS, schema
 from agents.seam import Runner
@@ -49,9 +50,12 @@ class KeptArchive:
     def __init__(self, feed: Feed, settings: Settings) -> None:
         self.feed = feed
         self.settings = settings
+        self.past = Past(settings, feed.keeper.counts)
 
     async def ask(self, op: str, tenant: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """A reply, as it is after the way through the pipe."""
+        if op == "past":
+            return self.past.answer(self.feed.keeper, tenant, params)
         return answer(self.feed.keeper, self.settings, op, tenant, params)
 
     def status(self) -> dict[str, Any]:
