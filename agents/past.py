@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -84,7 +85,8 @@ class Moment:
     Attributes:
         at_us: Kafka time, microseconds.
         known_us: what was erased when folding began; another value means that it must not be used any more.
-        following: (topic, partition) -> offset to read next; a topic that is folded whole is in `done` instead.
+        following: (topic, partition) -> offset to read next.
+        done: topics that are folded whole.
         records: folded so far.
         from_log: records come from the log, since the archive has not all of them.
         first_us: least Kafka timestamp of the tenant's records, as far as it is known.
@@ -226,22 +228,25 @@ class Past:
         Raises:
             TooLong: the time is over; the next call goes on.
         """
-        count = self.counts[topic]
-        where, bound = ["timestamp <= make_timestamp($at_us)"], {"at_us": moment.at_us}
         if moment.from_log:
             self._fold_log(store.erased(topic, moment.tenant), moment, topic, deadline)
-        for partition in () if moment.from_log else moment.partitions[topic]:
-            place = (topic, partition.number)
-            while (at := moment.following.get(place, 0)) >= 0:
-                if time.monotonic() > deadline:
-                    of = sum(n for name, n in moment.total.items() if name == topic or name in moment.done)
-                    raise TooLong(f"as_of: {moment.records} of {of} records are folded; ask again to go on")
-                starts = {topic: [at if number == partition.number else 2**62 for number in range(count)]}
-                asked = Asked(moment.tenant, [topic], COLUMNS, where, bound, starts=starts, whole=True)
-                rows = read(store, asked, LOG, PAGE)
-                partition.window.repeats = frozenset(row[3] for row in rows if row[12])  # type: ignore[attr-defined]  # `Told`, see `_begin`
-                _absorb(moment, partition, [record_of(row) for row in rows])
-                moment.following[place] = rows[-1][3] + 1 if len(rows) == PAGE else -1
+            moment.done.add(topic)
+            return
+        where, bound = ["timestamp <= make_timestamp($at_us)"], {"at_us": moment.at_us}
+        partitions = moment.partitions[topic]
+        rows: list[Row] | None = None
+        while rows is None or len(rows) == PAGE:
+            if time.monotonic() > deadline:
+                of = sum(n for name, n in moment.total.items() if name == topic or name in moment.done)
+                raise TooLong(f"as_of: {moment.records} of {of} records are folded; ask again to go on")
+            starts = [moment.following.get((topic, partition.number), 0) for partition in partitions]
+            rows = read(store, Asked(moment.tenant, [topic], COLUMNS, where, bound, starts={topic: starts}, whole=True), LOG, PAGE)
+            for number, part in groupby(rows, key=lambda row: int(row[2])):
+                mine = list(part)
+                partition = partitions[number]
+                partition.window.repeats = frozenset(row[3] for row in mine if row[12])  # type: ignore[attr-defined]  # `Told`, see `_begin`
+                _absorb(moment, partition, [record_of(row) for row in mine])
+                moment.following[(topic, number)] = mine[-1][3] + 1
         moment.done.add(topic)
 
     def _fold_log(self, erased: Mapping[int, int], moment: Moment, topic: str, deadline: float) -> None:
