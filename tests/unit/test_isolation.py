@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from streams.codec import InvalidEvent, decode
@@ -163,6 +164,8 @@ def questions(service: Service) -> Iterator[tuple[str, str]]:
         "task_type": names_of("task_type", events)[:2],
     }
     optional = ("task", "agent", "agents", "metric", "kind", "scope", "ids", "models", "task_type")
+    views = [view for fold in service.engine.schema.folds for view in fold.views]
+    timed = {"/api/v1" + view.path for view in views if "at" in {field.encode_name for field in msgspec.structs.fields(view.params)}}
     for path, methods in paths(service).items():
         if "get" not in methods or path.endswith("/stream"):
             continue
@@ -175,11 +178,12 @@ def questions(service: Service) -> Iterator[tuple[str, str]]:
         extra: list[dict[str, Any]] = [{}]
         known = {one["name"] for one in params}
         extra += [{"limit": "10000"}] if "limit" in known else []
+        extra += [{"as_of": "2026-11-20T00:00:00Z"}] if "as_of" in known else []
         extra += [{name: value} for name in optional if name in known and name not in need for value in values[name]]
         extra += asked_of.get(path.removeprefix("/api/v1"), [])
         for row in rows:
             for more in extra if len(rows) < 8 else extra[:2]:
-                given = {**({"at": "2026-12-01T00:00:00Z"} if "at" in known else {}), **row, **more}
+                given = {**({"at": "2026-12-01T00:00:00Z"} if path in timed else {}), **row, **more}
                 at = path
                 for name in inside:
                     at = at.replace("{" + name + "}", urllib.parse.quote(str(given.pop(name)), safe=""))
