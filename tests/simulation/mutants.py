@@ -129,6 +129,123 @@ class FoldsWhatWasCleared(Core):
         shard.partition._passed.clear()
 
 
+class DoesNotWaitForTheRestore(Core):
+    """Folds before the follower has reached the changelog's end."""
+
+    def _maybe_ready(self, shard: Shard) -> None:
+        if shard.goal is not None:
+            shard.goal = 0
+        super()._maybe_ready(shard)
+
+
+class WritesTwoFlushesAtOnce(Core):
+    """A flush does not wait for the one before."""
+
+    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+        shard.flushing = None
+        return super().take(shard, max_rows)
+
+
+class TakesOutputsForPublished(Core):
+    """After a gain the outputs of some records behind the committed offset are taken for published."""
+
+    def gained(self, topic: str, number: int, *, committed: int | None, log_start: int, changelog_end: int) -> Shard:
+        shard = super().gained(topic, number, committed=committed, log_start=log_start, changelog_end=changelog_end)
+        shard.publish_from += 8
+        return shard
+
+
+class WritesIdsFirst(Core):
+    """The dedupe window's rows, which every other row reads, leave before them."""
+
+    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+        flush = super().take(shard, max_rows)
+        if flush is not None:
+            flush.rows.sort(key=lambda row: not row[0].startswith(b"ids."))
+        return flush
+
+
+class AcksWhatCameLater(Core):
+    """An ack makes everything folded until then durable, not what was in the flush."""
+
+    def acked(self, flush: Flush) -> None:
+        super().acked(flush)
+        if flush.shard.safe is not None:
+            flush.shard.safe = flush.shard.next
+
+
+class BelievesOwnRows(Core):
+    """A row of a key that this worker has written is taken for its own, whoever wrote it."""
+
+    def followed(self, shard: Shard, records: Iterable[tuple[bytes, bytes | None]], position: int) -> list[tuple[int, Row]]:
+        return super().followed(shard, [(key, value) for key, value in records if key not in shard.written], position)
+
+
+class ForgetsFailedOutputs(Core):
+    """Of a failed flush the rows are written again, the outputs are not."""
+
+    def failed(self, flush: Flush) -> None:
+        flush.outputs.clear()
+        super().failed(flush)
+
+
+class NeverAsksAgain(Core):
+    """A chunk that was dropped at the end of the log is not missed."""
+
+    def idle(self, shard: Shard, position: int) -> Refusal | None:
+        return None
+
+
+class GainsWithoutTheWindow(Core):
+    """After a gain nothing is known of the ids that were seen before."""
+
+    def _maybe_ready(self, shard: Shard) -> None:
+        was = shard.ready
+        super()._maybe_ready(shard)
+        if shard.ready and not was:
+            shard.partition.window.forget()
+
+
+class GainsWithoutRepair(Core):
+    """What was found overwritten before the gain is not written again after it."""
+
+    def _maybe_ready(self, shard: Shard) -> None:
+        if not shard.ready:
+            shard.regressed.clear()
+        super()._maybe_ready(shard)
+
+
+class TakesSentForWritten(Core):
+    """A row is taken for durable when it is sent."""
+
+    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+        flush = super().take(shard, max_rows)
+        for _, row, applied in flush.marks if flush is not None else ():
+            row.logged = applied
+        return flush
+
+
+class WritesRowsBeforeOutputs(Core):
+    """Outputs leave one flush later than the rows that follow from the same events."""
+
+    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+        flush = super().take(shard, max_rows)
+        if flush is not None and flush.rows:
+            shard.partition.outputs[:0] = flush.outputs
+            flush.outputs = []
+        return flush
+
+
+class IsSafeWhileWriting(Core):
+    """A followed row makes everything folded safe, though a flush is under way."""
+
+    def followed(self, shard: Shard, records: Iterable[tuple[bytes, bytes | None]], position: int) -> list[tuple[int, Row]]:
+        found = super().followed(shard, records, position)
+        if shard.ready:
+            shard.safe = shard.next
+        return found
+
+
 MUTANTS = (
     SkipsVersionCheck,
     CommitsBeforeRows,
@@ -142,4 +259,17 @@ MUTANTS = (
     ForgetsClearings,
     LetsTombstonesWin,
     FoldsWhatWasCleared,
+    DoesNotWaitForTheRestore,
+    WritesTwoFlushesAtOnce,
+    TakesOutputsForPublished,
+    WritesIdsFirst,
+    AcksWhatCameLater,
+    BelievesOwnRows,
+    ForgetsFailedOutputs,
+    NeverAsksAgain,
+    GainsWithoutTheWindow,
+    GainsWithoutRepair,
+    TakesSentForWritten,
+    WritesRowsBeforeOutputs,
+    IsSafeWhileWriting,
 )
