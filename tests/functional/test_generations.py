@@ -104,6 +104,7 @@ def test_a_rebuild_that_was_killed_goes_on_without_the_word_and_ends_with_the_sa
         after.until(lambda: len(generations(embedded)) == 2, 30)
         after.kill()
         after.start()
+        after.until(lambda: after.absorbed(4000))
         assert after.get("/trust/model/m7")["observations"] == 40
         assert after.get("/status")["counts"]["in"] == 4000
         after.until(lambda: len(generations(embedded)) == 1, 30)
