@@ -466,7 +466,8 @@ class Runner(web.AppRunner):
         def connection_made(handler: Any, transport: Any) -> None:
             made(handler, transport)
             if len(server.connections) > MOST_CONNECTIONS:
-                transport.abort()
+                # once the handler has begun: aiohttp would tell of a bug, with a traceback for every one of a flood
+                asyncio.get_running_loop().call_soon(transport.abort)
 
         server.connection_made = connection_made
         return server
