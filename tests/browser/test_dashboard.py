@@ -220,6 +220,8 @@ def test_a_token_is_asked_for_kept_in_the_tab_only_and_shows_its_tenant_alone(ch
             page.keyboard.press("Enter")
             expect(page.locator("#trust tbody")).to_contain_text("acme-model", timeout=10_000)
             expect(page.locator("#facts")).to_contain_text("tenant acme")
+            expect(page.locator("#worker")).to_contain_text("Rows of tenant acme")
+            expect(page.locator(".failed")).to_have_count(0)
             assert "other-model" not in page.content()
             assert "of-acme" not in page.url + page.content()
             assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
