@@ -108,7 +108,7 @@ def request(rng: random.Random, paths: dict[str, Any], known: list[str]) -> tupl
             return rng.choice(QUERIES)
         if name in ("limit", "window", "slide", "points", "days", "min_count", "threshold", "z", "amount") and rng.random() < 0.7:
             return rng.choice(("1", "2", "10000", "100000", "0", "-1", "1h", "15m", "1d", "7d", "1e3", "1e308", "0.5", "nan", "inf", str(2**63), str(2**64)))
-        if name in ("since", "until", "at") and rng.random() < 0.7:
+        if name in ("since", "until", "at", "as_of") and rng.random() < 0.7:
             return rng.choice((*MOMENTS, "2026-03-02", "2026-13-01", "now", "0", "1e400"))
         if name == "filter" and rng.random() < 0.7:
             return json.dumps({rng.choice(TEXTS): rng.choice((*NUMBERS[:20], *TEXTS)) for _ in range(rng.randrange(3))})
