@@ -105,6 +105,7 @@ class Shard:
         entombed: graves whose tombstones were written and not met by the follower yet.
         generations: what is on the changelog, by generation: what its rows are made with, JSON.
         written: rows of ours that the follower has not met yet, by changelog key.
+        n_gone: offsets that the source topic removed before they were folded.
     """
 
     def __init__(self, partition: Partition) -> None:
@@ -128,6 +129,7 @@ class Shard:
         self.n_stale = 0
         self.n_repaired = 0
         self.n_refused = 0
+        self.n_gone = 0
         self.n_rows = 0
         self.n_followed = 0
 
@@ -196,7 +198,11 @@ class Core:
         logged_done = max((row.logged for row in partition.space(IDS, "").values()), default=-1)
         known = max(shard.publish_from, logged_done + 1)
         partition.outputs = [out for out in partition.outputs if out.offset >= known]
-        shard.next = max(partition.restored(), shard.log_start)
+        shard.next = partition.restored()
+        if shard.log_start > shard.next:
+            passed = max(shard.next, shard.committed or 0)  # where nothing was folded yet, this is a new deployment on a topic of some age
+            shard.n_gone += max(0, shard.log_start - passed) if passed else 0
+            shard.next = shard.log_start
         shard.regressed = {(index, row) for index, row in shard.regressed if partition.current(index, row)}
         for index, row in shard.regressed:
             partition.dirty[index].add(row)
@@ -246,6 +252,19 @@ class Core:
         shard.waiting = None
         shard.n_refused += 1
         return Refusal(shard.next)
+
+    def beheaded(self, shard: Shard, log_start: int) -> bool:
+        """Asked where chunks are refused, with the log's start as it is now: what is not there any more cannot be fetched again.
+
+        Returns whether folding goes on behind what is gone; the rows then lack it for ever, and `n_gone` counts it.
+        """
+        if not shard.ready or log_start <= shard.next:
+            return False
+        shard.n_gone += log_start - shard.next
+        shard.next = shard.log_start = log_start
+        if not shard.dirty() and shard.flushing is None:
+            shard.safe = log_start
+        return True
 
     # ---- flushing
 

@@ -128,6 +128,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.ends: dict[tuple[str, int], int] = {}
         self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0, "ended_rows": 0}
         self._seeks: dict[TP, int] = {}
+        self._refused: set[Shard] = set()
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._absorbed_at = time.monotonic()
@@ -304,21 +305,25 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         sources = [TopicPartition(tp.topic, tp.partition) for tp in tps]
         ends = await self.insist(lambda: self.follower.end_offsets(list(changelog.values())), "the changelogs' ends could not be read")
         starts = await self.insist(lambda: self.follower.beginning_offsets(sources), "the topics' starts could not be read")
+        gone: dict[Shard, int] = {}
         for tp, shard, epoch in zip(tps, shards, epochs, strict=True):
             committed = await self.app.consumer._thread.committed_offset(tp)
             if shard.epoch != epoch:
                 continue  # lost again meanwhile
             name = shard.partition.topic, shard.partition.number
             self.log_starts[name] = starts[TopicPartition(tp.topic, tp.partition)]
+            gone[shard] = shard.n_gone
             self.core.gained(*name, committed=committed, log_start=self.log_starts[name], changelog_end=ends[changelog[shard]])
         for tp, shard in zip(tps, shards, strict=True):
-            self.add_future(self._await_ready(tp, shard, shard.epoch))
+            self.add_future(self._await_ready(tp, shard, shard.epoch, gone.get(shard, shard.n_gone)))
 
-    async def _await_ready(self, tp: TP, shard: Shard, epoch: int) -> None:
+    async def _await_ready(self, tp: TP, shard: Shard, epoch: int, gone: int) -> None:
         while shard.epoch == epoch and not shard.ready:
             self._moved.clear()
             await self._moved.wait()
         if shard.epoch == epoch:
+            if shard.n_gone > gone:
+                self._tell_gone(shard, shard.n_gone - gone)
             self._seeks[tp] = shard.next
             self._absorbed_at = time.monotonic()
             self._wake.set()
@@ -356,6 +361,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.n["discarded_chunks"] += 1
         elif isinstance(done, Refusal):
             self._seeks[tp] = done.seek
+            self._refused.add(shard)
             self.log.warning("%s/%s: fetched from %s, folded up to %s: fetching again", tp.topic, tp.partition, start, done.seek)
         else:
             self._absorbed_at = time.monotonic()
@@ -689,8 +695,11 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             for source, at in self.app.consumer.fetch_positions().items() if self.config.folds else ():
                 owned = self.shard(source)
                 lost = self.core.idle(owned, at) if owned is not None and source not in self._seeks else None
-                if lost is not None:
+                if lost is not None and owned is not None:
                     self._seeks[source] = lost.seek
+                    self._refused.add(owned)
+            if self._refused:
+                await self._pass_what_is_gone()
             lagging = [s for s in self.core.shards.values() if s.owned and self.lag(s) > 0]
             if not lagging:
                 self._absorbed_at = time.monotonic()
@@ -699,6 +708,29 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 await self.crash(Stalled(f"nothing was folded for {self.config.watchdog_s:.0f} s although records wait in {names}"))
                 return
             await self.sleep(1.0)
+
+    async def _pass_what_is_gone(self) -> None:
+        """Where a chunk did not continue: retention may have removed what lies between, and fetching again would never end."""
+        self._refused = {shard for shard in self._refused if shard.ready}
+        refused = {self._source(shard): shard for shard in self._refused}
+        try:
+            async with asyncio.timeout(5):
+                starts = await self.follower.beginning_offsets(list(refused))
+        except (TimeoutError, KafkaError) as exc:
+            self.log.warning("where the source topics begin is not known at the moment: %r", exc)
+            return
+        self._refused.clear()
+        for source, shard in refused.items():
+            before = shard.n_gone
+            if self.core.beheaded(shard, starts[source]):
+                self._tell_gone(shard, shard.n_gone - before)
+                self._seeks[TP(source.topic, source.partition)] = shard.next
+
+    def _tell_gone(self, shard: Shard, n: int) -> None:
+        self.log.error(
+            "%s/%s: the brokers no longer have %s offsets that were never folded (retention removed them first); folding goes on at %s, without them",
+            self.full_names[shard.partition.topic], shard.partition.number, n, shard.next,
+        )  # fmt: skip
 
     async def _follow_commits(self) -> None:
         """Learn what the owner has passed over without changing a row: control records, which no row of ours can tell.

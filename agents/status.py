@@ -69,6 +69,7 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
                 "stale_rows": shard.n_stale,
                 "repaired_rows": shard.n_repaired,
                 "refused_chunks": shard.n_refused,
+                "gone_offsets": shard.n_gone,
                 **{name: one[name] for name in ("in", *NAMES)},
             }
         )
@@ -172,6 +173,7 @@ class _Worker(Collector):
         yield CounterMetricFamily("pulsefold_stale_rows", "Rows appended after a newer one of their key.", value=sum(s.n_stale for s in shards))
         yield CounterMetricFamily("pulsefold_repaired_rows", "Rows written again for that.", value=sum(s.n_repaired for s in shards))
         yield CounterMetricFamily("pulsefold_refused_chunks", "Chunks that did not continue where folding stopped.", value=sum(s.n_refused for s in shards))
+        yield CounterMetricFamily("pulsefold_gone_offsets", "Offsets that retention removed before they were folded.", value=sum(s.n_gone for s in shards))
         for name, n in engine.n.items():
             yield CounterMetricFamily(f"pulsefold_engine_{name}", f"Engine: {name.replace('_', ' ')}.", value=n)
         yield CounterMetricFamily("pulsefold_alert_messages", "Alert messages read.", value=engine.board.n_messages)
