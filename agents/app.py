@@ -210,7 +210,10 @@ def build(settings: Settings) -> seam.App:
     async def fold(stream: Any) -> None:
         """Fold source events into rows."""
         async for event in stream.events():
-            engine.absorb(event.message.tp, event.message.value)
+            try:
+                engine.absorb(event.message.tp, event.message.value)
+            except Exception as bug:  # Faust would start the agent again, over rows that are half changed
+                await engine.crash(bug)
 
     for name, topic in engine.full_names.items():  # one each, so that `faust agents` can name its topic
         app.agent(app.topic(topic, key_serializer="raw", value_serializer="raw"), concurrency=1, name=f"fold-{name}")(fold)

@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from agents import app, engine, main, seam
+from tables import trust
 
 
 def drop(every: int) -> None:
@@ -53,8 +55,22 @@ def hasty(retry_s: int) -> None:
     app.EngineConfig = lambda **words: config(**{**words, "retry_s": float(retry_s)})  # type: ignore[misc,assignment]  # that is the fault
 
 
+def raising(told: str) -> None:
+    """The fold of a batch of observations raises once, with some of its rows changed and the others not; the file says that it has."""
+    after, calls = trust.Trust.after_evidence, [0]
+
+    def broken(self: trust.Trust, *words: Any) -> None:
+        after(self, *words)
+        calls[0] += 1
+        if calls[0] == 30 and not Path(told).exists():
+            Path(told).touch()
+            raise ZeroDivisionError("a bug in a fold, on purpose")
+
+    trust.Trust.after_evidence = broken  # type: ignore[method-assign]  # that is the fault
+
+
 if __name__ == "__main__":
-    known = {"drop": lambda every: drop(int(every)), "freeze": freeze, "hasty": lambda retry_s: hasty(int(retry_s))}
+    known = {"drop": lambda every: drop(int(every)), "freeze": freeze, "hasty": lambda retry_s: hasty(int(retry_s)), "raising": raising}
     for one in sys.argv[1].split(","):
         fault, _, parameter = one.partition(":")
         known[fault](parameter)
