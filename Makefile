@@ -6,9 +6,12 @@ STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo
 SEEDS ?= 100000
 SECONDS ?= 300
+FAULTS_JSON ?= faults.json
+# Rows of the fault matrix that the real-Kafka tests hold already.
+FAULTS_ELSEWHERE := tests/kafka/test_exactness.py tests/kafka/test_faults.py tests/kafka/test_brokers.py tests/kafka/test_topics.py
 ARGS ?=
 
-.PHONY: demo test check lint types bench kafka simulate fuzz audit clean
+.PHONY: demo test check lint types bench kafka faults simulate fuzz audit clean
 .DEFAULT_GOAL := check
 
 $(VENV)/bin/python:
@@ -50,6 +53,9 @@ bench: $(STAMP)  ## against a real broker; see benchmarks/
 kafka: $(STAMP)  ## a real Kafka on loopback until Ctrl-C
 	$(BIN)/python -m tests.kafka.broker
 
+faults: $(STAMP)  ## three brokers, and every fault that they, workers, networks and producers have; half an hour, FAULT_SOAK_S=60 makes it shorter
+	$(BIN)/python -m pytest -p tests.faults.table --faults-json $(FAULTS_JSON) tests/faults $(if $(ARGS),,$(FAULTS_ELSEWHERE)) $(ARGS)
+
 simulate: $(STAMP)  ## the core under SEEDS schedules
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation -n auto
 
@@ -60,4 +66,4 @@ audit: $(STAMP)  ## known vulnerabilities of what is installed; says so where no
 	$(BIN)/python -m tests.packaging.audit $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache .coverage demo-events.jsonl
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache .coverage demo-events.jsonl faults.json

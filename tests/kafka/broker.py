@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,7 +89,8 @@ class KafkaCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="pulsefold-kafka-"))
         self.nodes = nodes
         ports = free_ports(2 * nodes)
-        self.ports, controllers = ports[:nodes], ports[nodes:]
+        self.ports, self.controllers = ports[:nodes], ports[nodes:]
+        controllers = self.controllers
         voters = ",".join(f"{n + 1}@127.0.0.1:{port}" for n, port in enumerate(controllers))
         replicas = min(3, nodes)
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * nodes
@@ -119,11 +120,16 @@ class KafkaCluster:
                         "group.min.session.timeout.ms=2000",
                         "broker.session.timeout.ms=5000",
                         "broker.heartbeat.interval.ms=1000",
+                        *self.further(n),
                     )
                 )
             )
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda file: self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(file), *words), files))
+
+    def further(self, n: int) -> Iterable[str]:
+        """More lines of a node's configuration, asked before it is formatted; the last line of a name counts."""
+        return ()
 
     @property
     def bootstrap(self) -> str:

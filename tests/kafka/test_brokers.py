@@ -16,7 +16,7 @@ from streams.settings import load as settings_of
 
 from ..workers import WorkerProcess
 from .broker import KafkaCluster, NoBroker
-from .deployment import Deployment, stopped, until
+from .deployment import Deployment, coordinator, in_sync, leaders, stopped, until
 from .truth import PARTITIONS, forecasts, load, produce, verify
 
 
@@ -64,26 +64,6 @@ def test_of_three_nodes_the_coordinator_that_also_leads_is_killed_while_events_f
         verify(workers, made, deployed.settings)
     finally:
         deployed.stop()
-
-
-def leaders(deployed: Deployment) -> set[int]:
-    """Nodes that lead a partition of the judgments."""
-    return {int(p.leader) for p in deployed.admin.list_topics(deployed.source("judgments"), 10).topics[deployed.source("judgments")].partitions.values()}
-
-
-def in_sync(deployed: Deployment) -> int:
-    """Least number of replicas in sync of any partition of ours."""
-    topics = deployed.admin.list_topics(timeout=10).topics
-    return min(len(p.isrs) for name, t in topics.items() if name.startswith(deployed.source("")) for p in t.partitions.values())
-
-
-def coordinator(deployed: Deployment) -> int:
-    """Node that coordinates the workers' group: the leader of its partition of the offsets topic, which Java's hash of its name tells."""
-    code = 0
-    for character in deployed.settings["app_id"]:
-        code = (31 * code + ord(character)) & 0xFFFFFFFF
-    partitions = deployed.admin.list_topics("__consumer_offsets", 10).topics["__consumer_offsets"].partitions
-    return int(partitions[abs(code - (code >> 31 << 32)) % len(partitions)].leader)
 
 
 def minimum_in_sync(deployed: Deployment) -> set[str]:
