@@ -46,6 +46,7 @@ from .limits import (
 )
 from .raw import RAW_VIEWS, RawView, past_answer, raw_answer
 from .status import openapi, prometheus, status, tenant_status, tenants_of
+from .sums import SUMMED, summed
 
 API = "/api/v1"
 MANY_RAW = "raw queries of this tenant are being answered; ask again in a moment"
@@ -238,17 +239,23 @@ class Routes:
 
     async def view(self, request: web.Request, view: View | RawView, found: Mapping[str, str]) -> web.Response:
         """Answer a table's view, or ask the archive."""
-        caller = self.caller(request)
+        caller = self.caller(request, sums=view.path in SUMMED)
         moment = past_of(request, view)
         params = convert(request, view.params, found, ignored=PAST if moment is not None else ())
-        if moment is not None and not isinstance(view, RawView):
+        if moment is not None and not isinstance(view, RawView) and caller.tenant != "*":
             with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, MANY_RAW):
                 return await past_answer(self.archive, view, caller.tenant, params, moment, HEADERS, problem)
         if isinstance(view, RawView):
             with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, MANY_RAW):
                 return await raw_answer(self.archive, request, view, self.reader(caller.tenant), params, HEADERS, problem)
-        reader = self.reader(caller.tenant)
-        body = view.answer(reader, params)
+        if caller.tenant == "*":
+            if not caller.operator:
+                raise Denied(403, "X-Tenant: * needs the scope admin")
+            if moment is not None:
+                raise BadParameter("as_of", "sums over tenants are told of the present")
+            body = summed(view, params, tenants_of(self.engine), self.reader)
+        else:
+            body = view.answer(self.reader(caller.tenant), params)
         body["lag"] = self.lag(view.topics)
         body.setdefault("ready", True) if self.engine.ready else body.__setitem__("ready", False)
         return answer(body)
