@@ -209,7 +209,6 @@ class Scene:
         if self.publishing is not None:
             self.publishing.join()
         living = [worker for worker in self.deployed.workers if worker not in self.left]
-        forecasts = FRAGILE
         if resolve:
             self.settled(living, timeout_s)
             self._until(lambda: not EXPECTED - self.told().keys(), 30)
@@ -217,10 +216,9 @@ class Scene:
             self.send(sound)
             self.made.records += sound
             self.expected |= RESOLVED
-            forecasts += SOUND
         self.settled(living, timeout_s)
         self._until(lambda: not self.expected - self.told().keys(), 30)
-        answers = [self._figures(worker, forecasts) for worker in living]
+        answers = [self._figures(worker) for worker in living]
         self.outcome.workers_differ = sum(answer != answers[0] for answer in answers)
         self._alerts(living)
         found = self.deployed.replay()
@@ -250,8 +248,9 @@ class Scene:
             time.sleep(0.2)
         return False
 
-    def _figures(self, worker: WorkerProcess, forecasts: int) -> dict[str, Any]:
+    def _figures(self, worker: WorkerProcess) -> dict[str, Any]:
         made, outcome = self.made, self.outcome
+        forecasts = sum(topic == "forecasts" for topic, _, _ in made.records)
         names = sorted(made.trust)
         shown: dict[str, Any] = {}
         for at in range(0, len(names), 500):
