@@ -138,6 +138,11 @@ class Shard:
         return bool(self.partition.outputs) or any(self.partition.dirty)
 
 
+def _place(found: tuple[int, Row]) -> tuple[int, str, tuple[str, ...]]:
+    index, row = found
+    return index, row.tenant, row.key
+
+
 class Core:
     """The core of one worker over all source partitions that it serves.
 
@@ -204,7 +209,7 @@ class Core:
             shard.n_gone += max(0, shard.log_start - passed) if passed else 0
             shard.next = shard.log_start
         shard.regressed = {(index, row) for index, row in shard.regressed if partition.current(index, row)}
-        for index, row in shard.regressed:
+        for index, row in sorted(shard.regressed, key=_place):
             partition.dirty[index].add(row)
         shard.n_repaired += len(shard.regressed)
         shard.ready = True

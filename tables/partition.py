@@ -234,7 +234,10 @@ class Partition:
         heard: tenant -> Kafka timestamp, milliseconds, of what it sent last, ticks of the clock apart, as far as this process saw it.
         peers: the partitions of the topic whose rows are here, this one among them. Outputs may be made from their rows, rows never.
         whole: False while records are being absorbed, and for good after a fold raised.
+        marks: kind of the sets of changed rows; their order is not part of any promise.
     """
+
+    marks: type[set[Row]] = set
 
     def __init__(
         self,
@@ -255,7 +258,7 @@ class Partition:
         self.source = source
         self.bounds = bounds or schema.bounds
         self.spaces: list[dict[str, dict[tuple[str, ...], Row]]] = [{} for _ in schema.tables]
-        self.dirty: list[set[Row]] = [set() for _ in schema.tables]
+        self.dirty: list[set[Row]] = [self.marks() for _ in schema.tables]
         self.graves: dict[tuple[int, str, tuple[str, ...]], Row] = {}
         self._passed: dict[str, int] = {}
         self.outputs: list[Output] = []
@@ -599,7 +602,7 @@ class Partition:
             rows = self.dirty[index]
             if not rows:
                 continue
-            self.dirty[index] = set()
+            self.dirty[index] = self.marks()
             table = self.schema.tables[index]
             wire, dump, identity = self.schema.wires[index], table.dump, self.identity
             # ids in offset order: a crash must not leave a later segment without the one before it

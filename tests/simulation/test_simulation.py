@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from agents.core import Core
 
+from ..workers import ROOT
 from .mutants import MUTANTS
 from .world import World
 
@@ -45,3 +48,14 @@ def test_a_planted_bug_is_found_within_a_thousand_schedules(mutant: type[Core], 
 
 def test_a_seek_that_does_nothing_is_found_within_a_thousand_schedules() -> None:
     assert first_failure(range(1000), broken_seek=True) is not None
+
+
+def test_a_seed_always_gives_the_same_schedule() -> None:
+    code = "from tests.simulation import mutants, test_simulation as t; print(t.first_failure(range(60), mutants.BelievesOwnRows))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True, timeout=100
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1 and "None" not in told

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,32 @@ from streams.events import TrustObserved
 from tables.dedupe import IDS
 from tables.fold import Fold, Refused
 from tables.partition import HEAD, Bounds, Output, Partition, Schema
-from tables.rows import Table, parse_wire_key, wire_key
+from tables.rows import Row, Table, parse_wire_key, wire_key
+
+
+class InOrder(set[Row]):
+    """A set that is gone through in the order of what was put in, so that a seed always gives the same schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._order: dict[Row, None] = {}
+
+    def add(self, row: Row) -> None:
+        super().add(row)
+        self._order[row] = None
+
+    def discard(self, row: Row) -> None:
+        super().discard(row)
+        self._order.pop(row, None)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._order)
+
+
+class Ordered(Partition):
+    """A partition whose changed rows are written in the order in which they changed."""
+
+    marks = InOrder
 
 
 class Last(msgspec.Struct, array_like=True):
@@ -153,7 +178,7 @@ class Worker:
 
     def boot(self) -> None:
         """Start with empty memory."""
-        self.core: Core = self.world.core_type(Partition("judgments", n, SCHEMA, count=self.world.parts, bounds=BOUNDS) for n in range(self.world.parts))
+        self.core: Core = self.world.core_type(Ordered("judgments", n, SCHEMA, count=self.world.parts, bounds=BOUNDS) for n in range(self.world.parts))
         self.position = [0] * self.world.parts
         self.fetch = [0] * self.world.parts
         self.writing: list[Writing] = []
@@ -493,7 +518,7 @@ class World:
 
     def truth(self, n: int, upto: int | None = None) -> Partition:
         """The pure fold of a partition's log."""
-        partition = Partition("judgments", n, SCHEMA, count=self.parts, bounds=BOUNDS)
+        partition = Ordered("judgments", n, SCHEMA, count=self.parts, bounds=BOUNDS)
         partition.absorb([r for r in self.broker.log[n] if upto is None or r.offset < upto])
         return partition
 
