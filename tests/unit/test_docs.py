@@ -70,3 +70,11 @@ def test_every_threat_of_the_page_of_security_has_a_test() -> None:
     table = SECURITY.partition("## Threats")[2].partition("## What is not stopped")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert all(len(row.split("|")) == 5 and all(cell.strip() for cell in row.split("|")[1:4]) and "tests/" in row for row in rows)
+
+
+def test_every_test_that_the_page_of_guarantees_names_is_there() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    named = re.findall(r"(tests/\w+/test_\w+\.py)::(test_\w+)", page)
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
