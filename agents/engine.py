@@ -129,6 +129,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0, "ended_rows": 0}
         self._seeks: dict[TP, int] = {}
         self._refused: set[Shard] = set()
+        self._gaps: dict[Shard, tuple[int, int]] = {}
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._absorbed_at = time.monotonic()
@@ -355,6 +356,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if shard is None or self._dead:
             return
         epoch, start, end, records = chunk
+        folded = shard.next
         done = self.core.chunk(shard, epoch, start, end, records)
         self.n["chunks"] += 1
         if done is None:
@@ -364,6 +366,9 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self._refused.add(shard)
             self.log.warning("%s/%s: fetched from %s, folded up to %s: fetching again", tp.topic, tp.partition, start, done.seek)
         else:
+            first = records[0].offset if records else end
+            if first > max(start, folded):  # control records, or aborted ones; or the client went to the log's start by itself
+                self._gaps.setdefault(shard, (max(start, folded), first))
             self._absorbed_at = time.monotonic()
             self.n["records"] += done
             if not self.publishes:
@@ -698,7 +703,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 if lost is not None and owned is not None:
                     self._seeks[source] = lost.seek
                     self._refused.add(owned)
-            if self._refused:
+            if self._refused or self._gaps:
                 await self._pass_what_is_gone()
             lagging = [s for s in self.core.shards.values() if s.owned and self.lag(s) > 0]
             if not lagging:
@@ -710,17 +715,23 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             await self.sleep(1.0)
 
     async def _pass_what_is_gone(self) -> None:
-        """Where a chunk did not continue: retention may have removed what lies between, and fetching again would never end."""
+        """Where a chunk did not continue, or nothing came of a part of it: retention may have removed what lies between."""
         self._refused = {shard for shard in self._refused if shard.ready}
-        refused = {self._source(shard): shard for shard in self._refused}
+        gaps, self._gaps = self._gaps, {}
+        refused = {self._source(shard): shard for shard in self._refused | gaps.keys()}
         try:
             async with asyncio.timeout(5):
                 starts = await self.follower.beginning_offsets(list(refused))
         except (TimeoutError, KafkaError) as exc:
             self.log.warning("where the source topics begin is not known at the moment: %r", exc)
+            self._gaps = {**self._gaps, **gaps}
             return
         self._refused.clear()
         for source, shard in refused.items():
+            since, until = gaps.get(shard, (0, 0))
+            if (gone := min(starts[source], until) - since) > 0:
+                shard.n_gone += gone
+                self._tell_gone(shard, gone)
             before = shard.n_gone
             if self.core.beheaded(shard, starts[source]):
                 self._tell_gone(shard, shard.n_gone - before)
