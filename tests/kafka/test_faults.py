@@ -70,6 +70,7 @@ def test_aborted_records_never_show_and_offsets_pass_the_control_records(deploy:
     for worker in workers:
         worker.until(lambda w=worker: w.get("/status")["lag"] == 0 and known(w) == ends, 10)
     assert sum(n for (topic, _), n in ends.items() if topic == deployed.source("training")) > 50
+    assert not any(p["gone_offsets"] for worker in workers for p in worker.get("/status")["partitions"]), "what was aborted is not gone"
 
 
 @pytest.mark.timeout(120)
