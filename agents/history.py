@@ -22,10 +22,7 @@ from tables.times import to_us
 from .access import discover_partitions, security
 from .backtest import Item, item
 from .past_log import Log, is_of
-from .registry import FOLD_SETTINGS
-
-FOLD_NAMES = frozenset(name for struct in FOLD_SETTINGS for name in struct.__struct_fields__)
-"""Settings that tables and their alerts follow from."""
+from .registry import FOLD_SETTINGS, RULE_NAMES
 
 
 @dataclass
@@ -91,11 +88,8 @@ def of_worker(url: str, tenant: str | None, told: Callable[[int], None], topics:
         client.close()
     found.sort(key=lambda one: one[:4])
     counts = dict.fromkeys(SOURCE_TOPICS, 1)
-    for partition in status["partitions"]:
-        for topic in SOURCE_TOPICS:
-            if partition["topic"].endswith(topic):
-                counts[topic] = max(counts[topic], partition["partition"] + 1)
-    return History([one[4] for one in found], counts, in_force(status["settings"]), whole=whole)
+    counts.update(status["partition_counts"])
+    return History([one[4] for one in found], counts, in_force(status["rules"]), whole=whole)
 
 
 def of_log(settings: Settings, tenant: str, told: Callable[[int], None], topics: tuple[str, ...] = SOURCE_TOPICS) -> History:
@@ -135,7 +129,7 @@ def in_force(described: list[dict[str, Any]]) -> Settings:
     settings = load({}, {}, os.devnull, FOLD_SETTINGS)
     for one in described:
         name = one["name"]
-        if name in FOLD_NAMES or name in ("alert_interval_s", "max_future_s", "dedupe_window"):
+        if name in RULE_NAMES:
             try:
                 settings.values[name] = msgspec.convert(one["value"], declared[name].type, strict=False)
             except msgspec.ValidationError:

@@ -45,6 +45,7 @@ from .limits import (
     Quota,
 )
 from .raw import RAW_VIEWS, RawView, past_answer, raw_answer
+from .registry import RULE_NAMES
 from .status import openapi, prometheus, status, tenant_status, tenants_of
 from .sums import SUMMED, summed
 
@@ -270,13 +271,27 @@ class Routes:
         convert(request, NoParams, {})
         archive = self.archive.status()
         if caller.operator:
-            found = {"tenant": caller.tenant, **status(self.engine, self.settings), "archive": archive}
+            found = {"tenant": caller.tenant, **status(self.engine, self.settings), **self.judged_by(), "archive": archive}
             if caller.tenant == "*":
                 found["tenants"] = [tenant_status(self.engine, name) for name in tenants_of(self.engine)]
             return answer(found)
         if caller.tenant == "*":
             raise Denied(403, "X-Tenant: * needs the scope admin")
-        return answer({**tenant_status(self.engine, caller.tenant), "archive": {name: archive[name] for name in ("enabled", "ready") if name in archive}})
+        return answer(
+            {
+                **tenant_status(self.engine, caller.tenant),
+                **self.judged_by(),
+                "archive": {name: archive[name] for name in ("enabled", "ready") if name in archive},
+            }
+        )
+
+    def judged_by(self) -> dict[str, Any]:
+        """What a tenant's figures and alerts follow from, so that it can fold its own log anew: thresholds and the like, and numbers of partitions."""
+        named = [] if self.settings is None else self.settings.describe()
+        return {
+            "rules": [{"name": name, "value": value, "from": origin} for name, value, origin, _ in named if name in RULE_NAMES],
+            "partition_counts": {topic: len(partitions) for topic, partitions in self.engine.partitions.items()},
+        }
 
     def brief(self, caller: Caller) -> dict[str, Any]:
         """What the status stream tells: whether to ask the views again, and how far restoring has come.

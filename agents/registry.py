@@ -38,6 +38,9 @@ FOLD_SETTINGS: tuple[type[msgspec.Struct], ...] = (
     SummarySettings,
 )
 """What the folds declare as settings."""
+FOLD_NAMES = frozenset(name for struct in FOLD_SETTINGS for name in struct.__struct_fields__)
+RULE_NAMES = FOLD_NAMES | {"alert_interval_s", "max_future_s", "dedupe_window"}
+"""Settings that figures and alerts follow from."""
 
 
 def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct()) -> list[Fold]:

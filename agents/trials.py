@@ -27,8 +27,8 @@ from tables.window_views import bound
 
 from .app import bounds, load_settings
 from .backtest import KINDS, RUNS, Comparison, Item, Run, compare
-from .history import FOLD_NAMES, History, of_file, of_log, of_worker
-from .registry import schema
+from .history import History, of_file, of_log, of_worker
+from .registry import FOLD_NAMES, schema
 
 LATE_S = 2.0
 """Seconds after which a bar shows how far it has come."""

@@ -93,16 +93,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
+OPERATOR = {"Authorization": "Bearer boss", "X-Tenant": "acme"}
+"""Who may see how far the worker itself is."""
+
+
 def settle(worker: WorkerProcess) -> None:
     """Nothing waits, derived events included."""
     before = -1
-    while (count := worker.get("/status", headers={"Authorization": "Bearer acme"})["counts"]["in"]) != before or not absorbed(worker):
+    while (count := worker.get("/status", headers=OPERATOR)["counts"]["in"]) != before or not absorbed(worker):
         before = count
         time.sleep(0.8)
 
 
 def absorbed(worker: WorkerProcess) -> bool:
-    found = worker.get("/status", headers={"Authorization": "Bearer acme"})
+    found = worker.get("/status", headers=OPERATOR)
     return found["lag"] == 0 and all(p["end"] is not None for p in found["partitions"])
 
 
@@ -129,7 +133,7 @@ def test_at_five_moments_each_view_answers_later_what_the_worker_said_then(embed
     last = {path: answer for path, _, answer in said}
     assert [path for path, _, answer in said[: len(last)] if answer == last[path]] == [], "the views have to move on"
     if days > 90:
-        archiving.until(lambda: archiving.get("/status", headers={"Authorization": "Bearer acme"})["archive"]["removed_rows"] > 0)
+        archiving.until(lambda: archiving.get("/status", headers=OPERATOR)["archive"]["removed_rows"] > 0)
     for path, moment, answer in said:
         status, body, header = say(archiving, path, as_of=moment)
         assert without_lag(status, body) == answer, (path, moment, body[:300])

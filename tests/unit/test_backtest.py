@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from agents.backtest import Item, Run, compare, item
-from agents.history import FOLD_NAMES, in_force
+from agents.history import in_force
 from agents.main import main
-from agents.registry import FOLD_SETTINGS, folds, schema
+from agents.registry import FOLD_NAMES, FOLD_SETTINGS, folds, schema
 from streams.cli.app import run as run_command
 from streams.codec import decode
 from streams.errors import ConfigError, PulsefoldError
