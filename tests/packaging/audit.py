@@ -11,27 +11,23 @@ import json
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import venv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PROBE = "https://pypi.org/pypi/requests/2.19.0/json"
+CANARY = "requests==2.19.0"
 """A release that is known to be vulnerable: who tells nothing of it (a mirror, a proxy) is not asked about the others."""
 PIP_AUDIT = "pip-audit>=2.9,<3"
 OURS = "pulsefold"
 NOT_DONE = 3
 
 
-def unreachable(url: str = PROBE, timeout_s: float = 20.0) -> str | None:
-    """Why nobody can be asked, None where somebody can."""
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
-            page = json.load(response)
-    except (OSError, ValueError) as failed:
-        return f"{url}: {failed}"
-    return None if isinstance(page, dict) and page.get("vulnerabilities") else f"{url} tells of no vulnerability, though there is one"
+def mute(report: Mapping[str, Any] | None) -> str | None:
+    """Why nobody can be asked, by pip-audit's report on `CANARY` (None = it made none); None where somebody can."""
+    if report is None:
+        return "pip-audit could not ask"
+    return None if any(one.get("vulns") for one in report["dependencies"]) else f"who was asked knows nothing of {CANARY}, which is vulnerable"
 
 
 def verdict(report: Mapping[str, Any]) -> tuple[int, str]:
@@ -46,22 +42,35 @@ def verdict(report: Mapping[str, Any]) -> tuple[int, str]:
     return 0, f"audit: none known in {len(found)} packages"
 
 
-def ask() -> Mapping[str, Any]:
-    """pip-audit's report of what is installed beside this interpreter; it runs in an environment of its own and changes nothing."""
+def run(python: str, *words: str) -> Mapping[str, Any] | None:
+    """pip-audit's report, None where it made none."""
+    done = subprocess.run([python, "-m", "pip_audit", *words, "--progress-spinner", "off", "--format", "json"], stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        return dict(json.loads(done.stdout))
+    except ValueError:
+        return None
+
+
+def audit() -> tuple[int, str]:
+    """Exit code and sentence; pip-audit runs in an environment of its own and changes nothing."""
     with tempfile.TemporaryDirectory(prefix="pulsefold-audit-") as folder:
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / "bin" / "python")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PIP_AUDIT], check=True)
+        if subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PIP_AUDIT], check=False).returncode:
+            return NOT_DONE, "audit: NOT DONE, pip-audit cannot be installed"
+        canary = Path(folder) / "canary.txt"
+        canary.write_text(CANARY + "\n")
+        why = mute(run(python, "--requirement", str(canary), "--no-deps", "--disable-pip"))
+        if why is not None:
+            return NOT_DONE, f"audit: NOT DONE, nobody can be asked ({why})"
         paths = [word for path in sys.path if path.endswith("site-packages") for word in ("--path", path)]
-        words = [python, "-m", "pip_audit", *paths, "--skip-editable", "--progress-spinner", "off", "--format", "json"]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    return dict(json.loads(done.stdout))
+        report = run(python, *paths, "--skip-editable")
+        return (NOT_DONE, "audit: NOT DONE, pip-audit made no report") if report is None else verdict(report)
 
 
 def main(words: list[str]) -> int:
     """Returns the exit code."""
-    why = unreachable()
-    code, said = (NOT_DONE, f"audit: NOT DONE, nobody can be asked ({why})") if why is not None else verdict(ask())
+    code, said = audit()
     print(said, flush=True)
     return 0 if code == NOT_DONE and "--required" not in words else code
 
