@@ -18,7 +18,7 @@ from streams.keys import derived_id, encode_key
 from streams.outputs import publishing_app
 from streams.settings import Settings, load, roles, unknown_variables
 from streams.topics import SOURCE_TOPICS, changelog_name
-from tables.partition import Bounds, Partition
+from tables.partition import Partition
 from tables.trust import ScheduledDecay, Trust
 
 from . import seam
@@ -32,7 +32,7 @@ from .engine import Engine, EngineConfig
 from .http import Routes
 from .letters import LetterRate
 from .limits import LOOPBACK, tls
-from .registry import FOLD_SETTINGS, schema
+from .registry import FOLD_SETTINGS, schema_of
 from .rules import Rules
 from .scores import Scores
 from .tombstones import Tombstones
@@ -105,11 +105,6 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
             source = f"pulsefold/{self.engine.config.app_id}"
             value = event_bytes(type="trust.decayed.v1", id=name, source=source, time_us=time_us, tenant=tenant, data=data)
             await self.engine.send(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
-
-
-def bounds(settings: Settings) -> Bounds:
-    """Limits of absorbing."""
-    return Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=settings.get("dedupe_window"))
 
 
 def check_settings(settings: Settings) -> Tokens:
@@ -187,10 +182,9 @@ def build(settings: Settings) -> seam.App:
         folds=folds,
         rebuild=settings.get("rebuild"),
         security=ours,
-        bounds=bounds(settings),
     )
 
-    tables = schema(settings.fold, config.bounds)
+    tables = schema_of(settings)
     engine = app.engine = Engine(app, config, tables, lambda: discover_partitions(settings, theirs))
     if folds and settings.get("outputs") != "off":
         engine.elect = lambda: publishing_app(bootstrap, prefix, app_id, security=theirs)

@@ -22,6 +22,7 @@ from typing import Any
 
 import duckdb
 
+from streams.aside import aside
 from tables.times import DAY_US
 
 from .archive_rows import NAMES, TABLE
@@ -434,16 +435,9 @@ def text(value: str) -> str:
 
 def write_aside(path: Path, content: bytes) -> None:
     """Put a small file in its place at once."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        aside.replace(path)
-        sync_folder(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as out:
+        out.write(content)
+    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

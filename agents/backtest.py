@@ -21,10 +21,10 @@ import msgspec
 
 from streams.keys import partition_for
 from streams.topics import SOURCE_TOPICS
-from tables.alerting import RESOLVED, alert_data, change_type
+from tables.alerting import LEVELS, RESOLVED, change_type, verdict_data
 from tables.budgets import RULES
 from tables.fold import MergedRule, Standing, Verdict
-from tables.partition import GRAVE, Partition, Schema
+from tables.partition import GRAVE, Logged, Schema, partitions_of
 from tables.reader import PartitionReader
 from tables.times import day, rfc3339, to_us
 
@@ -46,15 +46,6 @@ class Item:
     time_us: int
     place: tuple[str, int]
     value: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Rec:
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
 
 
 class _Head(msgspec.Struct):
@@ -90,11 +81,7 @@ class Run:
         self.tables = tables
         self.interval_us = int(interval_s * 1e6)
         self.rules: list[MergedRule] = [rule for fold in tables.folds for rule in fold.rules]
-        self.homes = {table.wire: tuple(fold.topics) for fold in tables.folds for table in fold.tables if fold.topics}
-        self.partitions = {topic: [Partition(topic, n, tables, count=counts[topic]) for n in range(counts[topic])] for topic in SOURCE_TOPICS}
-        for peers in self.partitions.values():
-            for partition in peers:
-                partition.peers = peers
+        self.partitions = {topic: partitions_of(topic, counts[topic], tables) for topic in SOURCE_TOPICS}
         self.messages: list[dict[str, Any]] = []
         self.standing: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self.now_us = 0
@@ -117,13 +104,13 @@ class Run:
 
     def reader(self, tenant: str) -> PartitionReader:
         """A reader of a tenant's tables, at the end of what was folded."""
-        return PartitionReader(self.partitions, self.homes, tenant, self.now_us)
+        return PartitionReader(self.partitions, self.tables.homes, tenant, self.now_us)
 
     def _absorb(self, place: tuple[str, int], records: list[tuple[int, bytes | None, bytes | None, Any]], stamp_ms: int, queue: deque[Any]) -> None:
         topic, number = place
         partition = self.partitions[topic][number]
         self._touched.setdefault(topic, set()).add(number)
-        partition.absorb([_Rec(partition.next + at, stamp, key, value, headers) for at, (stamp, key, value, headers) in enumerate(records)])
+        partition.absorb([Logged(partition.next + at, stamp, value, headers, key) for at, (stamp, key, value, headers) in enumerate(records)])
         outputs, partition.outputs = partition.outputs, []
         for out in outputs:
             if out.topic == "alerts" and out.value is not None:
@@ -179,20 +166,7 @@ class Run:
         reader.topics.add(rule.topic)
         as_of = reader.as_of()
         time_us = self.now_us if as_of is None else as_of
-        data = alert_data(
-            tenant=tenant,
-            rule=rule.name,
-            subject=subject,
-            period=period or day(time_us),
-            severity=level if kind == RESOLVED else verdict.level,
-            previous=level,
-            value=verdict.value,
-            threshold=verdict.threshold,
-            message=verdict.message,
-            reason=verdict.reason,
-            related=verdict.related,
-            evidence={"topic": rule.topic},
-        )
+        data = verdict_data(verdict, tenant, rule.name, subject, period or day(time_us), level, {"topic": rule.topic})
         self._tell({"type": kind, "time": rfc3339(time_us), "tenant": tenant, **data})
 
 
@@ -224,7 +198,6 @@ def slices(history: Iterable[Item], interval_us: int) -> Iterator[list[Item]]:
 # ---- two runs beside each other
 
 
-LEVELS = ("info", "warning", "critical", "shutdown")
 BUDGET_RULES = frozenset(RULES.values())
 KINDS = ("opened", "escalated", "eased", "resolved")
 

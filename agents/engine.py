@@ -21,7 +21,7 @@ from mode import Service
 
 from streams.errors import ConfigError, PulsefoldError, TopicProblem
 from tables.dedupe import IDS
-from tables.partition import GRAVE, Bounds, Output, Partition, Schema
+from tables.partition import GRAVE, Output, Partition, Schema, partitions_of
 from tables.rows import Row, parse_wire_key
 
 from .board import Board
@@ -68,7 +68,6 @@ class EngineConfig:
     folds: bool = True
     rebuild: bool = False
     security: Mapping[str, Any] = field(default_factory=dict)
-    bounds: Bounds = field(default_factory=Bounds)
 
 
 class Stalled(RuntimeError):
@@ -153,15 +152,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         """
         source = f"pulsefold/{self.config.app_id}"
         self.counts = dict(counts)
-        self.partitions = {
-            topic: [
-                Partition(topic, n, self.schema, count=count, identity=identities.get(topic, 0), source=source, bounds=self.config.bounds) for n in range(count)
-            ]
-            for topic, count in counts.items()
-        }
-        for partitions in self.partitions.values():
-            for partition in partitions:
-                partition.peers = partitions
+        self.partitions = {topic: partitions_of(topic, count, self.schema, identity=identities.get(topic, 0), source=source) for topic, count in counts.items()}
         self.core = Core((p for ps in self.partitions.values() for p in ps), rebuild=self.config.rebuild)
         self.by_changelog = {
             TopicPartition(self.config.changelogs[topic], n): self.core.shards[(topic, n)] for topic, count in counts.items() for n in range(count)
@@ -384,8 +375,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self._wake.clear()
             begun = time.monotonic()
             rows = await self._flush_all()
-            longest = self.config.flush_max_s * (BEHIND_FLUSHES if self._behind() else 1)
-            pause = min(longest, rows / 10_000 * longest / self.config.flush_max_s) - (time.monotonic() - begun)
+            times = BEHIND_FLUSHES if rows and self._behind() else 1
+            pause = times * min(self.config.flush_max_s, rows / 10_000) - (time.monotonic() - begun)
             await asyncio.sleep(max(0.002, pause))
 
     def _behind(self) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from streams.client import PAGE, Client, NotAnswered
+from streams.client import PAGE, Client
 from streams.codec import InvalidEvent, decode
-from streams.errors import BrokerUnavailable, ConfigError, PulsefoldError
+from streams.errors import ConfigError, PulsefoldError
 from streams.keys import partition_for, record_key
 from streams.settings import Settings, declare, load
 from streams.topics import SOURCE_TOPICS
@@ -82,8 +82,6 @@ def of_worker(url: str, tenant: str | None, told: Callable[[int], None], topics:
             cursor = headers.get("pulsefold-cursor")
             if not lines or cursor is None:
                 break
-    except NotAnswered as problem:
-        raise (BrokerUnavailable if problem.status == 0 else PulsefoldError)(str(problem)) from None
     finally:
         client.close()
     found.sort(key=lambda one: one[:4])

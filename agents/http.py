@@ -128,7 +128,6 @@ class Routes:
         every: list[View | RawView] = [*(view for fold in folds for view in fold.views), *RAW_VIEWS]
         self.views = sorted(every, key=lambda v: (v.path.count("{"), v.path))
         self.split = [(view, view.path.split("/")) for view in self.views]
-        self.homes = {table.wire: tuple(fold.topics) for fold in folds for table in fold.tables if fold.topics}
         self.quota = Quota(settings.get("tenant_events_per_s"))
         self.open_metrics = bool(settings.get("open_metrics"))
         self.streams: dict[str, int] = {}
@@ -236,7 +235,7 @@ class Routes:
 
     def reader(self, tenant: str) -> PartitionReader:
         """A reader bound to a tenant."""
-        return PartitionReader(self.engine.partitions, self.homes, tenant, time.time_ns() // 1000)
+        return PartitionReader(self.engine.partitions, self.engine.schema.homes, tenant, time.time_ns() // 1000)
 
     async def view(self, request: web.Request, view: View | RawView, found: Mapping[str, str]) -> web.Response:
         """Answer a table's view, or ask the archive."""

@@ -186,7 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return demo(flags)
     except PulsefoldError as problem:
-        print(f"pulsefold: {problem}", file=sys.stderr)
+        from streams.cli.output import clean
+
+        print(clean(f"pulsefold: {problem}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

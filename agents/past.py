@@ -27,7 +27,7 @@ from streams.errors import BrokerUnavailable
 from streams.topics import SOURCE_TOPICS
 from tables.dedupe import Window
 from tables.fold import BadParameter, NotFound, View
-from tables.partition import Bounds, Partition, Schema
+from tables.partition import Bounds, Logged, Partition, Schema, partitions_of
 from tables.reader import PartitionReader
 from tables.times import rfc3339
 
@@ -47,21 +47,6 @@ KEPT_S = 600.0
 FOLD_S = 20.0
 """Longest time for one answer, well below what clients wait; the next request goes on."""
 COLUMNS = ("id", "type", "source", "derivedfrom", "tenant", "time_given", "data", "epoch_us(timestamp)", "duplicate", "redriven")
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A record as the archive has it: the parts that folds look at.
-
-    Attributes:
-        timestamp: Kafka's, milliseconds.
-    """
-
-    offset: int
-    timestamp: int
-    value: bytes
-    headers: Sequence[tuple[str, bytes]] = ()
-    key: bytes | None = None
 
 
 class Told(Window):
@@ -105,7 +90,7 @@ class Moment:
     used: float = 0.0
 
 
-def record_of(row: Row) -> Kept:
+def record_of(row: Row) -> Logged:
     """A row of `COLUMNS` as the record that it was made of."""
     time_us, _, _, offset, id, type_, source, derivedfrom, tenant, given, data, stamp_us, _, redriven = row
     envelope: dict[str, Any] = {"specversion": "1.0", "id": id, "source": source or "-", "type": type_, "tenant": tenant, "data": orjson.Fragment(data)}
@@ -114,7 +99,7 @@ def record_of(row: Row) -> Kept:
     if derivedfrom is not None:
         envelope["derivedfrom"] = derivedfrom
     headers = (("redriven", redriven.encode()),) if redriven else ()
-    return Kept(offset, stamp_us // 1000, orjson.dumps(envelope), headers)
+    return Logged(offset, stamp_us // 1000, orjson.dumps(envelope), headers)
 
 
 class Past:
@@ -127,18 +112,16 @@ class Past:
     """
 
     def __init__(self, settings: Any, counts: Mapping[str, int], log: Log | None = None) -> None:
-        from .registry import schema  # what the archivist does not need otherwise
+        from .registry import schema_of  # what the archivist does not need otherwise
 
-        bounds = Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=settings.get("dedupe_window"))
         self.log = log
-        self.schema: Schema = schema(settings.fold, bounds)
+        self.schema: Schema = schema_of(settings)
         self.counts = counts
         self.source = f"pulsefold/{settings.get('app_id')}"
         self.views: dict[str, View] = {}
         for fold in self.schema.folds:
             for view in fold.views:
                 self.views.setdefault(view.path, view)  # of two with one path the first answers, as over HTTP
-        self.homes = {table.wire: tuple(fold.topics) for fold in self.schema.folds for table in fold.tables if fold.topics}
         self.kept: OrderedDict[tuple[str, int], Moment] = OrderedDict()
 
     def answer(self, store: Store, tenant: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +146,7 @@ class Past:
         while True:
             for topic in sorted(topics - moment.done):
                 self._fold(store, moment, topic, deadline)
-            reader = PartitionReader(moment.partitions, self.homes, tenant, moment.at_us)
+            reader = PartitionReader(moment.partitions, self.schema.homes, tenant, moment.at_us)
             try:
                 body = view.answer(reader, params)
             except (NotFound, BadParameter):
@@ -211,15 +194,10 @@ class Past:
             _not_before(first, at_us)
         if sum(total.values()) > MOST_RECORDS:
             raise BadParameter("as_of", f"{sum(total.values())} records would have to be folded, at most {MOST_RECORDS} are; ask for an earlier moment")
-        partitions = {}
-        for topic, count in self.counts.items():
-            partitions[topic] = [Partition(topic, n, self.schema, count=count, source=self.source) for n in range(count)]
-        for peers in partitions.values():
-            for partition in peers:
-                partition.peers = peers
-                if not from_log:
-                    partition.window = Told(partition)
-                    partition.bounds = Bounds(2**62, self.schema.bounds.dedupe_window)  # the archive has left out what came too early
+        partitions = {topic: partitions_of(topic, count, self.schema, source=self.source) for topic, count in self.counts.items()}
+        for partition in (one for peers in partitions.values() for one in peers if not from_log):
+            partition.window = Told(partition)
+            partition.bounds = Bounds(2**62, self.schema.bounds.dedupe_window)  # the archive has left out what came too early
         return Moment(tenant, at_us, known, total, partitions, from_log, None if from_log else first)
 
     def _fold(self, store: Store, moment: Moment, topic: str, deadline: float) -> None:

@@ -6,35 +6,20 @@ Used by one thread, which may wait for the broker; nothing here shares a consume
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.errors import BrokerUnavailable
+from tables.partition import Logged
 
 from .access import security
 
 WAIT_S = 10.0
 """Longest wait for the next record."""
 BATCH = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """A record as it is on the log.
-
-    Attributes:
-        timestamp: Kafka's, milliseconds.
-    """
-
-    offset: int
-    timestamp: int
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-    key: bytes | None
 
 
 class _Whose(msgspec.Struct):

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from streams.settings import Settings
 from tables.budgets import CostSettings
 from tables.calibration import Forecasts
 from tables.costs import Costs
@@ -71,3 +72,8 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
 def schema(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct(), bounds: Bounds | None = None) -> Schema:
     """Tables and handlers of all folds."""
     return Schema(folds(settings_of), bounds)
+
+
+def schema_of(settings: Settings) -> Schema:
+    """Tables and handlers as a worker's settings make them."""
+    return schema(settings.fold, Bounds(max_future_us=int(settings.get("max_future_s") * 1e6), dedupe_window=settings.get("dedupe_window")))

@@ -19,10 +19,10 @@ from tables.dedupe import IDS
 from tables.partition import Partition, Schema
 
 from .access import discover_partitions, security
-from .app import bounds, load_settings
+from .app import load_settings
 from .core import Core, WrongIdentity
 from .generations import other_tables
-from .registry import schema
+from .registry import schema_of
 
 
 @dataclass
@@ -154,7 +154,7 @@ def replay(flags: dict[str, Any]) -> int:
     """The command: 0 where all is equal, 1 where something differs."""
     as_json = flags.pop("json", None) is not None
     settings = load_settings(flags, flags.pop("config", None))
-    tables = schema(settings.fold, bounds(settings))
+    tables = schema_of(settings)
     if as_json or not sys.stderr.isatty():
         outcome = asyncio.run(run(settings, tables))
     else:

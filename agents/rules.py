@@ -16,7 +16,7 @@ from mode import Service
 
 from streams.derive import event_bytes
 from streams.keys import alert_id, derived_id
-from tables.alerting import RESOLVED, alert_data, change_type
+from tables.alerting import change_type, verdict_data
 from tables.fold import MergedRule, Standing, Verdict
 from tables.reader import PartitionReader
 from tables.rows import Row
@@ -123,20 +123,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
             return
         name = alert_id(tenant, rule, subject, period or day(time_us))
         _, ordinal = engine.board.standing(name)
-        data = alert_data(
-            tenant=tenant,
-            rule=rule,
-            subject=subject,
-            period=period or day(time_us),
-            severity=level if kind == RESOLVED else verdict.level,
-            previous=level,
-            value=verdict.value,
-            threshold=verdict.threshold,
-            message=verdict.message,
-            reason=verdict.reason,
-            related=verdict.related,
-            evidence=evidence,
-        )
+        data = verdict_data(verdict, tenant, rule, subject, period or day(time_us), level, evidence)
         source_id = f"{name}-{ordinal}"
         value = event_bytes(
             type=kind,

@@ -16,9 +16,11 @@ from tables.fold import View
 from tables.partition import COUNTERS, WATERMARK, Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
+
+    from tables.rows import Row, Table
 
     from .core import Shard
     from .raw import RawView
@@ -49,6 +51,14 @@ def counts(shards: Iterable[Shard]) -> dict[str, Any]:
     return {**total, "reasons": reasons, "skipped": skipped, "types": types}
 
 
+def size(table: Table[Any], spaces: Iterable[Mapping[tuple[str, ...], Row]]) -> dict[str, int]:
+    """Rows of a table, and their bytes, estimated from the first of each space."""
+    filled = [space for space in spaces if space]
+    keys = sum(map(len, filled))
+    sample = [len(table.dump(row)) for space in filled for row in islice(space.values(), 20)]
+    return {"keys": keys, "bytes": round(sum(sample) * keys / len(sample)) if sample else 0}
+
+
 def status(engine: Any, settings: Any) -> dict[str, Any]:
     """Body of /status."""
     shards: Sequence[Shard] = list(engine.core.shards.values())
@@ -76,10 +86,7 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
     tables = []
     for table in engine.schema.tables:
         spaces = [space for shard in shards for space in shard.partition.spaces[table.index].values()]
-        keys = sum(map(len, spaces))
-        sample = [row for space in spaces for row in islice(space.values(), 20)]
-        size = sum(len(table.dump(row)) for row in sample)
-        tables.append({"name": table.wire, "keys": keys, "bytes": round(size * keys / len(sample)) if sample else 0})
+        tables.append({"name": table.wire, **size(table, spaces)})
     since = {"since": time_text(int(engine.started_at * 1e6))}
     served = [shard.partition for shard in shards]
     figures = {name: {**mine, **since} for fold in engine.schema.folds for name, mine in fold.figures(served).items()}
@@ -116,10 +123,8 @@ def tenant_status(engine: Any, tenant: str) -> dict[str, Any]:
     tables = []
     for table in engine.schema.tables:
         spaces = [space for shard in shards if (space := shard.partition.spaces[table.index].get(tenant))]
-        keys = sum(map(len, spaces))
-        if keys:
-            sample = [row for space in spaces for row in islice(space.values(), 20)]
-            tables.append({"name": table.name, "keys": keys, "bytes": round(sum(len(table.dump(row)) for row in sample) * keys / len(sample))})
+        if spaces:
+            tables.append({"name": table.name, **size(table, spaces)})
     newest: dict[str, str | None] = {}
     for topic, partitions in engine.partitions.items():
         marks = [WATERMARK.load(row).time_us for p in partitions if (row := p.spaces[WATERMARK.index].get(tenant, {}).get(())) is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tables.alerting import LEVELS
 from tables.fold import NotFound, View
 from tables.partition import Partition
 from tables.reader import PartitionReader
@@ -17,7 +18,6 @@ SUMMED: dict[str, tuple[str, ...]] = {
     "/costs/status": ("budgets", "rates"),
 }
 """Views that have sums -> what each tenant has of its own, and no sum tells."""
-LEVELS = ("ok", "info", "warning", "critical", "shutdown")
 
 
 class TenantsReader(PartitionReader):

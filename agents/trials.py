@@ -25,10 +25,10 @@ from tables.rows import escape
 from tables.times import rfc3339
 from tables.window_views import bound
 
-from .app import bounds, load_settings
+from .app import load_settings
 from .backtest import KINDS, RUNS, Comparison, Item, Run, compare
 from .history import History, of_file, of_log, of_worker
-from .registry import FOLD_NAMES, schema
+from .registry import FOLD_NAMES, schema_of
 
 LATE_S = 2.0
 """Seconds after which a bar shows how far it has come."""
@@ -106,7 +106,7 @@ def tables_of(settings: Settings, file: str) -> Schema:
         ConfigError: a fold cannot work with them.
     """
     try:
-        return schema(settings.fold, bounds(settings))
+        return schema_of(settings)
     except ValueError as wrong:
         raise ConfigError(file, str(wrong)) from None
 

@@ -14,6 +14,7 @@ from streams.keys import alert_id, derived_id
 if TYPE_CHECKING:
     from streams.events import Event
 
+    from .fold import Verdict
     from .partition import Partition
 
 LEVELS = ("ok", "info", "warning", "critical", "shutdown")
@@ -81,6 +82,24 @@ def alert_data(
     if extra:
         data.update(extra)
     return data
+
+
+def verdict_data(verdict: Verdict, tenant: str, rule: str, subject: str, period: str, previous: str, evidence: dict[str, Any]) -> dict[str, Any]:
+    """Body of the message that a merged rule's verdict makes of the level `previous`."""
+    return alert_data(
+        tenant=tenant,
+        rule=rule,
+        subject=subject,
+        period=period,
+        severity=previous if verdict.level == "ok" else verdict.level,
+        previous=previous,
+        value=verdict.value,
+        threshold=verdict.threshold,
+        message=verdict.message,
+        reason=verdict.reason,
+        related=verdict.related,
+        evidence=evidence,
+    )
 
 
 def emit(

@@ -50,6 +50,21 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A `Record` that did not come by aiokafka: of the archive, of a recorded history.
+
+    Attributes:
+        timestamp: Kafka's, milliseconds.
+    """
+
+    offset: int
+    timestamp: int
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+    key: bytes | None = None
+
+
 @dataclass(slots=True)
 class Output:
     """A record to publish before the rows that follow from the same event.
@@ -183,6 +198,7 @@ class Schema:
     Attributes:
         made_of: what the generation is a digest of: ``{"tables": {name: version}, "settings": {name: value}}``.
         wires: name of each table's rows on the changelog, ``NAME.VERSION.GENERATION``.
+        homes: table -> source topics whose partitions have its rows.
     """
 
     def __init__(self, folds: Sequence[Fold], bounds: Bounds | None = None) -> None:
@@ -199,6 +215,7 @@ class Schema:
                 raise ValueError(f"two tables are named {table.name}")
             table.index = index
             self.by_wire[wire] = table
+        self.homes = {table.wire: tuple(fold.topics) for fold in folds for table in fold.tables if fold.topics}
         self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
         self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {ClockTicked: (_in_time,)}
         self.runs: dict[type[msgspec.Struct], Callable[[Sequence[Event], Sequence[int], Sequence[int], Partition], None]] = {}
@@ -610,3 +627,11 @@ class Partition:
                 if row.state is GRAVE and not self.current(index, row):
                     continue  # there is a row again
                 yield wire_key(wire, row.tenant, row.key), HEAD.pack(row.applied, identity) + dump(row), row, index
+
+
+def partitions_of(topic: str, count: int, tables: Schema, *, identity: int = 0, source: str = "pulsefold/pulsefold") -> list[Partition]:
+    """Every partition of a source topic, each of them with the others as its peers."""
+    partitions = [Partition(topic, n, tables, count=count, identity=identity, source=source) for n in range(count)]
+    for partition in partitions:
+        partition.peers = partitions
+    return partitions

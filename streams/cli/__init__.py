@@ -26,7 +26,9 @@ def main() -> int:
     try:
         return run(sys.argv[1:])
     except PulsefoldError as problem:
-        print(f"pulsefold: {problem}", file=sys.stderr)
+        from .output import clean
+
+        print(clean(f"pulsefold: {problem}"), file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone; say nothing more

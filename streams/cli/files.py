@@ -22,11 +22,12 @@ from cyclopts import Parameter
 from msgspec import Meta
 
 from .. import admin
+from ..aside import aside
 from ..codec import InvalidEvent, decode, encode
 from ..errors import ConfigError, PulsefoldError
 from ..events import Event, Moment, Positive, Series, TrustImported, Unit
 from ..keys import encode_key
-from .options import AsJson, Bootstrap, Config, TopicPrefix, security, settings_of
+from .options import AsJson, Bootstrap, Config, OutFile, Tenant, Token, TopicPrefix, Url, security, settings_of
 from .output import clean
 from .query import ask, worker_url
 
@@ -36,8 +37,6 @@ MOST_POINTS = 10_000
 ANSWER_S = 600.0
 """How long a worker may take to put a whole table together."""
 
-Url = Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")]
-Token = Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")]
 Point = tuple[Moment | float, Unit]
 
 _WITH_KIND = re.compile(r"[a-z_]{1,32}\|[^|]+\Z")
@@ -68,12 +67,12 @@ class TrustFile(msgspec.Struct):
 
 
 def export_trust(
-    file: Annotated[str, Parameter(allow_leading_hyphen=True, help="written aside and renamed; - = stdout")],
+    file: OutFile,
     *,
     kind: Annotated[str | None, Parameter(help="only keys of this kind")] = None,
     url: Url = None,
     token: Token = None,
-    tenant: Annotated[str | None, Parameter(help="whose trust, where the token does not say")] = None,
+    tenant: Tenant = None,
     as_json: AsJson = False,
     config: Config = None,
 ) -> int:
@@ -111,15 +110,10 @@ def write_aside(path: Path, content: bytes) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as out:
+        with aside(path) as out:
             out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        aside.replace(path)
     except OSError as exc:
-        aside.unlink(missing_ok=True)
         raise ConfigError(str(path), f"cannot be written: {exc.strerror or exc}") from None
 
 

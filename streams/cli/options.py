@@ -19,6 +19,11 @@ TopicPrefix = Annotated[str | None, Parameter(help="what every topic's name begi
 AppId = Annotated[str | None, Parameter(help="names the consumer group and the changelog topics")]
 Partitions = Annotated[int | None, Parameter(help="partitions of each source topic")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="print JSON")]
+AsCsv = Annotated[bool, Parameter(name="--csv", negative="", help="print CSV")]
+Url = Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")]
+Token = Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")]
+Tenant = Annotated[str | None, Parameter(help="whose data, where the token does not say")]
+OutFile = Annotated[str, Parameter(allow_leading_hyphen=True, help="written aside and renamed; - = stdout")]
 
 
 def settings_of(config: str | None, **flags: Any) -> Settings:
@@ -50,4 +55,4 @@ def security(found: Settings) -> dict[str, Any]:
     return {theirs: found.get(ours) for theirs, ours in names.items() if found.get(ours) is not None}
 
 
-__all__ = ["AppId", "AsJson", "Bootstrap", "Config", "Partitions", "TopicPrefix", "security", "settings_of"]
+__all__ = ["AppId", "AsCsv", "AsJson", "Bootstrap", "Config", "OutFile", "Partitions", "Tenant", "Token", "TopicPrefix", "Url", "security", "settings_of"]

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ..errors import BrokerUnavailable, ConfigError, PulsefoldError
-from .options import AsJson, Config, settings_of
-from .output import clean, rows_of, show, write_csv
+from .options import AsCsv, AsJson, Config, Tenant, Token, Url, settings_of
+from .output import rows_of, show, write_csv
 
 OUTSIDE = ("/api/", "/readyz", "/healthz", "/openapi.json")
 """Paths that are not under /api/v1."""
@@ -27,11 +27,11 @@ def query(
     *params: Annotated[str, Parameter(help="parameters as name=value")],
     param: Annotated[list[str] | None, Parameter(negative="", help="parameter as name=value; may be repeated")] = None,
     at: Annotated[str | None, Parameter(help="as it stood at this moment (RFC 3339), folded from the archive")] = None,
-    url: Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")] = None,
-    token: Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")] = None,
-    tenant: Annotated[str | None, Parameter(help="whose data, where the token does not say")] = None,
+    url: Url = None,
+    token: Token = None,
+    tenant: Tenant = None,
     as_json: AsJson = False,
-    as_csv: Annotated[bool, Parameter(name="--csv", negative="", help="print CSV")] = False,
+    as_csv: AsCsv = False,
     config: Config = None,
 ) -> int:
     """Ask a view, e.g. `pulsefold query /variables/rank key=count limit=5`; prints a table, or --json, or --csv."""
@@ -101,7 +101,7 @@ def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | Non
             detail = str(json.load(exc).get("detail", exc.reason))
         except (ValueError, AttributeError):
             detail = exc.reason
-        raise PulsefoldError(clean(f"{path}: {exc.code} {detail}")) from None
+        raise PulsefoldError(f"{path}: {exc.code} {detail}") from None
     except (OSError, http.client.HTTPException) as exc:
         raise BrokerUnavailable(f"url: no worker answers at {url} ({getattr(exc, 'reason', exc)})") from None
     except ValueError as exc:

@@ -10,29 +10,26 @@ import csv
 import gzip
 import io
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 from cyclopts import Parameter
 
-from ..client import METRIC_COLUMNS, PAGE, Client, NotAnswered
-from ..errors import BrokerUnavailable, ConfigError, PulsefoldError
-from .options import AsJson, Config
-from .output import clean, show, table_value, write_csv
+from ..aside import aside
+from ..client import METRIC_COLUMNS, PAGE, Client
+from ..errors import ConfigError, PulsefoldError
+from .options import AsCsv, AsJson, Config, OutFile, Tenant, Token, Url
+from .output import show, table_value, write_csv
 from .query import worker_url
 
-File = Annotated[str, Parameter(allow_leading_hyphen=True, help="written aside and renamed; - = stdout")]
 Format = Annotated[str | None, Parameter(name="--format", help="csv, json, jsonl or parquet (default: by the file's name, else jsonl)")]
-Gzip = Annotated[bool, Parameter(negative="", help="compressed with gzip")]
+Gzip = Annotated[bool, Parameter(name="--gzip", negative="", help="compressed with gzip")]
 Since = Annotated[str | None, Parameter(help="from this time on (RFC 3339 or a UTC date)")]
 Until = Annotated[str | None, Parameter(help="before this time; a date takes in that day")]
-Url = Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")]
-Token = Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")]
-Tenant = Annotated[str | None, Parameter(help="whose data, where the token does not say")]
 Several = Annotated[list[str] | None, Parameter(negative="", help="any of these; may be repeated")]
 FORMATS = ("csv", "json", "jsonl", "parquet")
 EVENT_COLUMNS = ("id", "type", "time", "tenant", "source", "derivedfrom", "data")
@@ -49,7 +46,7 @@ def client_of(url: str | None, token: str | None, tenant: str | None, config: st
 
 
 def metrics(
-    file: File,
+    file: OutFile,
     *,
     types: Several = None,
     models: Several = None,
@@ -59,7 +56,7 @@ def metrics(
     until: Until = None,
     filter: Annotated[str | None, Parameter(help='a JSON object: equality on fields, such as {"config.lr": 0.1}')] = None,
     as_: Format = None,
-    zipped: Annotated[bool, Parameter(name="--gzip", negative="", help="compressed with gzip")] = False,
+    zipped: Gzip = False,
     url: Url = None,
     token: Token = None,
     tenant: Tenant = None,
@@ -72,7 +69,7 @@ def metrics(
 
 
 def variables(
-    file: File,
+    file: OutFile,
     *,
     exact: Annotated[bool, Parameter(negative="", help="means unrounded")] = False,
     url: Url = None,
@@ -82,23 +79,23 @@ def variables(
 ) -> int:
     """Write all scores of one moment, as {variable: score}."""
     with client_of(url, token, tenant, config) as client:
-        answer = told(lambda: client.get("/exports/variables", exact=exact))
+        answer = client.get("/exports/variables", exact=exact)
     if not answer.ready:
         raise PulsefoldError("the worker is still restoring its tables; ask again when /readyz says 200")
     scores = answer["variables"]
-    with aside(file, False) as out:
+    with out_file(file) as out:
         out.write(json.dumps(scores, indent=1, ensure_ascii=False).encode() + b"\n")
     print(f"{len(scores)} variables as of {answer['as_of']}", file=sys.stderr)
     return 0
 
 
 def contributions(
-    file: File,
+    file: OutFile,
     *,
     since: Since = None,
     until: Until = None,
     as_: Format = None,
-    zipped: Annotated[bool, Parameter(name="--gzip", negative="", help="compressed with gzip")] = False,
+    zipped: Gzip = False,
     url: Url = None,
     token: Token = None,
     tenant: Tenant = None,
@@ -110,11 +107,11 @@ def contributions(
 
 
 def learning_log(
-    file: File,
+    file: OutFile,
     *,
     since: Since = None,
     until: Until = None,
-    zipped: Annotated[bool, Parameter(name="--gzip", negative="", help="compressed with gzip")] = False,
+    zipped: Gzip = False,
     url: Url = None,
     token: Token = None,
     tenant: Tenant = None,
@@ -126,14 +123,14 @@ def learning_log(
 
 
 def training_data(
-    file: File,
+    file: OutFile,
     *,
     since: Since = None,
     until: Until = None,
     types: Several = None,
     anonymise: Annotated[bool | None, Parameter(help="pseudonyms for names (default: as the service is configured)")] = None,
     as_: Format = None,
-    zipped: Annotated[bool, Parameter(name="--gzip", negative="", help="compressed with gzip")] = False,
+    zipped: Gzip = False,
     url: Url = None,
     token: Token = None,
     tenant: Tenant = None,
@@ -153,12 +150,12 @@ def sql(
     token: Token = None,
     tenant: Tenant = None,
     as_json: AsJson = False,
-    as_csv: Annotated[bool, Parameter(name="--csv", negative="", help="print CSV")] = False,
+    as_csv: AsCsv = False,
     config: Config = None,
 ) -> int:
     """Ask a question of one's own of one's own events, e.g. `pulsefold sql "select model, count(*) from events group by all"`."""
     with client_of(url, token, tenant, config) as client:
-        answer = told(lambda: client.sql(query, limit=limit))
+        answer = client.sql(query, limit=limit)
     if as_json:
         print(json.dumps(answer, indent=2))
     elif as_csv:
@@ -171,14 +168,6 @@ def sql(
 
 
 # ---- writing
-
-
-def told(ask: Any) -> Any:
-    """What a client gives; that nobody answers is a matter of the address."""
-    try:
-        return ask()
-    except NotAnswered as problem:
-        raise (BrokerUnavailable if problem.status == 0 else PulsefoldError)(clean(str(problem))) from None
 
 
 def lines(client: Client, path: str, since: str | None, until: str | None) -> Iterator[dict[str, Any]]:
@@ -202,14 +191,11 @@ def write(file: str, kind: str | None, zipped: bool, rows: Iterable[Mapping[str,
     if kind == "parquet" and zipped:
         raise ConfigError("gzip", "Parquet files are compressed already")
     counted = Counted(rows)
-    try:
-        with aside(file, zipped) as out:
-            if kind == "parquet":
-                _parquet(out, counted, columns)
-            else:
-                _text(out, kind, counted, columns)
-    except NotAnswered as problem:
-        raise (BrokerUnavailable if problem.status == 0 else PulsefoldError)(clean(str(problem))) from None
+    with out_file(file, zipped) as out:
+        if kind == "parquet":
+            _parquet(out, counted, columns)
+        else:
+            _text(out, kind, counted, columns)
     print(f"{counted.n} rows", file=sys.stderr)
     return 0
 
@@ -227,46 +213,25 @@ class Counted:
             yield row
 
 
-class aside:
+@contextmanager
+def out_file(file: str, zipped: bool = False) -> Iterator[IO[bytes]]:
     """A file that takes its place when all of it is written; ``-`` is stdout.
 
     Raises:
         ConfigError: it cannot be written.
     """
-
-    def __init__(self, file: str, zipped: bool) -> None:
-        self.path = None if file == "-" else Path(file)
-        self.zipped = zipped
-
-    def __enter__(self) -> IO[bytes]:
-        if self.path is None:
-            self.raw: IO[bytes] = sys.stdout.buffer
-        else:
-            self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            try:
-                self.raw = self.temporary.open("wb")
-            except OSError as exc:
-                raise ConfigError(str(self.path), f"cannot be written: {exc.strerror or exc}") from None
-        packed: Any = gzip.GzipFile(fileobj=self.raw, mode="wb", mtime=0) if self.zipped else self.raw
-        self.out: IO[bytes] = packed
-        return self.out
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, traceback: object) -> None:
-        try:
-            if self.zipped:
-                self.out.close()
-            self.raw.flush()
-            if self.path is None:
-                return
-            os.fsync(self.raw.fileno())
-            self.raw.close()
-            if kind is None:
-                self.temporary.replace(self.path)
-        except OSError as failed:
-            raise ConfigError(str(self.path or "-"), f"cannot be written: {failed.strerror or failed}") from None
-        finally:
-            if self.path is not None:
-                self.temporary.unlink(missing_ok=True)
+    try:
+        with nullcontext(sys.stdout.buffer) if file == "-" else aside(Path(file)) as raw:
+            if zipped:
+                with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as packed:
+                    yield cast(IO[bytes], packed)
+            else:
+                yield raw
+            raw.flush()
+    except BrokenPipeError:
+        raise  # who read our output has gone
+    except OSError as failed:
+        raise ConfigError(file, f"cannot be written: {failed.strerror or failed}") from None
 
 
 def _text(out: IO[bytes], kind: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -13,15 +13,12 @@ from cyclopts import Parameter
 
 from ..errors import ConfigError
 from . import service
-from .options import AsJson, Config
+from .options import AsCsv, AsJson, Config, Tenant, Token
 from .query import moment_of, worker_url
 
 Url = Annotated[str | None, Parameter(help="of the worker whose archive is folded (default: the settings web_host and web_port)")]
-Token = Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")]
-Tenant = Annotated[str | None, Parameter(help="whose data, where the token does not say")]
 File = Annotated[str | None, Parameter(help="fold this file of CloudEvents, one a line, instead of a worker's archive")]
 FromLog = Annotated[bool, Parameter(negative="", help="fold the log itself, from Kafka, as `replay` does (settings of this folder)")]
-AsCsv = Annotated[bool, Parameter(name="--csv", negative="", help="print CSV")]
 
 
 def backtest(

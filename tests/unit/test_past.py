@@ -13,8 +13,8 @@ import pytest
 from agents import past as past_module
 from agents.archivist import Given
 from agents.past import Past
-from agents.past_log import Logged
 from agents.raw_answers import answer
+from tables.partition import Logged
 
 from ..archive_feed import NOW_MS, SETTINGS, Feed
 
