@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from confluent_kafka import KafkaException, TopicCollection
@@ -115,7 +117,26 @@ def create_topics(settings: _Gets, *, security: Mapping[str, Any] | None = None,
         except KafkaException as exc:
             raise TopicProblem(f"{name}: the broker does not create it: {exc.args[0].str()}") from None
         created.append(name)
+    if created:
+        _known_to_all(client, created, security, timeout_s)
     return created, [spec.name for spec in specs(settings) if spec.name in there]
+
+
+def _known_to_all(client: AdminClient, names: Sequence[str], security: Mapping[str, Any] | None, timeout_s: float) -> None:
+    """Wait until every node that answers knows the topics: whoever asks another one than created them would find them missing for a moment.
+
+    Raises:
+        TopicProblem: a node does not hear of them.
+    """
+    deadline = time.monotonic() + timeout_s
+    for node in client.list_topics(timeout=timeout_s).brokers.values():
+        address = f"{node.host}:{node.port}"
+        one = _client(address, security)
+        with suppress(BrokerUnavailable):  # a node that is not there misleads nobody
+            while missing := set(names).difference(_topics(one, address, 5)):
+                if time.monotonic() > deadline:
+                    raise TopicProblem(f"{', '.join(sorted(missing))}: created, but after {timeout_s:.0f} s still unknown to {address}")
+                time.sleep(0.05)
 
 
 def _check_lag(settings: _Gets) -> None:
