@@ -105,19 +105,29 @@ class Chains:
         self.before[places] = previous
         self.digests[places] = digests
         self.heads[slots] = marks
-        suspects = np.flatnonzero((previous >= marks - self.window) & (previous > 0))
-        return [int(index) for index in suspects if self._occurred(int(offsets[index]), int(previous[index]), digests[index])]
+        floors = marks - self.window
+        np.maximum(floors, 1, out=floors)
+        suspects = np.flatnonzero(previous >= floors)
+        return self._occurred(suspects, previous[suspects], floors[suspects], digests[suspects])
 
-    def _occurred(self, offset: int, mark: int, digest: Digests) -> bool:
-        floor = offset + 1 - self.window
-        first, second = digest
-        while mark >= floor and mark > 0:
-            place = (mark - 1) % self.ring
-            found = self.digests[place]
-            if found[0] == first and found[1] == second:
-                return True
-            mark = int(self.before[place])
-        return False
+    def _occurred(self, suspects: Offsets, marks: Offsets, floors: Offsets, digests: Digests) -> list[int]:
+        """Those of the indices whose digest is in their chain: all chains are walked at once, a link a step.
+
+        Args:
+            marks: where each chain begins: an offset + 1.
+            floors: marks below these are not in the window.
+        """
+        found: list[int] = []
+        while len(suspects):
+            places = (marks - 1) % self.ring
+            same = self.digests[places] == digests
+            met = same[:, 0] & same[:, 1]
+            if met.any():
+                found += suspects[met].tolist()
+            marks = self.before[places]
+            on = np.flatnonzero((marks >= floors) & ~met)
+            suspects, marks, floors, digests = suspects[on], marks[on], floors[on], digests[on]
+        return sorted(found)
 
 
 class Window:
