@@ -11,6 +11,9 @@ FAULTS_JSON ?= faults.json
 FAULTS_ELSEWHERE := tests/kafka/test_exactness.py tests/kafka/test_faults.py tests/kafka/test_brokers.py tests/kafka/test_topics.py
 ARGS ?=
 
+# Tests start hundreds of processes: none of them should compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check lint types bench kafka faults simulate fuzz audit clean
 .DEFAULT_GOAL := check
 

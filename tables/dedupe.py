@@ -108,6 +108,8 @@ class Chains:
         floors = marks - self.window
         np.maximum(floors, 1, out=floors)
         suspects = np.flatnonzero(previous >= floors)
+        if not len(suspects):
+            return []
         return self._occurred(suspects, previous[suspects], floors[suspects], digests[suspects])
 
     def _occurred(self, suspects: Offsets, marks: Offsets, floors: Offsets, digests: Digests) -> list[int]:
