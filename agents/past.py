@@ -118,10 +118,7 @@ class Past:
         self.schema: Schema = schema_of(settings)
         self.counts = counts
         self.source = f"pulsefold/{settings.get('app_id')}"
-        self.views: dict[str, View] = {}
-        for fold in self.schema.folds:
-            for view in fold.views:
-                self.views.setdefault(view.path, view)  # of two with one path the first answers, as over HTTP
+        self.views: dict[str, View] = {view.path: view for fold in self.schema.folds for view in fold.views}
         self.kept: OrderedDict[tuple[str, int], Moment] = OrderedDict()
 
     def answer(self, store: Store, tenant: str, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -283,6 +283,12 @@ class Views(Generic[R]):
         """Which series there are."""
         return self.get("/metrics/series", metric=metric, model=model, run=run, limit=limit, cursor=cursor)
 
+    def metrics_watched(
+        self, *, metric: str | None = None, model: str | None = None, run: str | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> R:
+        """How the alert rules see each series: levels, outliers, baseline, last values."""
+        return self.get("/metrics/watched", metric=metric, model=model, run=run, limit=limit, cursor=cursor)
+
     def aggregate(
         self, metric: str, *, model: str | None = None, run: str | None = None, tag: str | None = None, window: str | None = None, slide: str | None = None,
         since: Time | None = None, until: Time | None = None,

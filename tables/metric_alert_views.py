@@ -19,7 +19,7 @@ RECENT = 10
 
 
 class SeriesParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of ``/metrics/series``: only of this metric, model, run (``run=``, empty: without a run).
+    """Parameters of ``/metrics/watched``: only of this metric, model, run (``run=``, empty: without a run).
 
     All three given: the last 100 finite values are shown, else the last 10.
     """
@@ -33,11 +33,11 @@ class SeriesParams(msgspec.Struct, frozen=True, kw_only=True):
 
 def views(fold: MetricAlerts) -> tuple[View, ...]:
     """Views of one fold's tables."""
-    return (View("/metrics/series", SeriesParams, lambda reader, q: series(fold, reader, q), fold.topics, "Watched series: alerts, outliers, last values"),)
+    return (View("/metrics/watched", SeriesParams, lambda reader, q: series(fold, reader, q), fold.topics, "Watched series: alerts, outliers, last values"),)
 
 
 def series(fold: MetricAlerts, reader: Reader, asked: SeriesParams) -> dict[str, Any]:
-    """Body of ``/metrics/series``; sorted by metric, model and run."""
+    """Body of ``/metrics/watched``; sorted by metric, model and run."""
     wanted = (asked.metric, asked.model, asked.run)
     found: list[tuple[tuple[str, ...], Watch]] = []
     if None not in wanted:

@@ -215,6 +215,10 @@ class Schema:
                 raise ValueError(f"two tables are named {table.name}")
             table.index = index
             self.by_wire[wire] = table
+        paths = [view.path for fold in folds for view in fold.views]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"two views are at {path}")
         self.homes = {table.wire: tuple(fold.topics) for fold in folds for table in fold.tables if fold.topics}
         self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
         self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {ClockTicked: (_in_time,)}

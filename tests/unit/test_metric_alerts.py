@@ -154,7 +154,7 @@ def test_every_rule_says_what_a_recount_of_all_values_says(seed: int, name: str)
     want = Recount(values, tagged, name)
     for rule in ("anomaly", "nonfinite", "plateau", "degraded"):
         assert told(log, rule) == getattr(want, rule), rule
-    shown = log.get("/metrics/series", metric=name, model="m", run="r")["series"][0]
+    shown = log.get("/metrics/watched", metric=name, model="m", run="r")["series"][0]
     assert shown["outliers"] == len(want.outliers)
     assert shown["alerts"] == want.levels
     finite = [v for v in values if not isinstance(v, str)]
@@ -207,9 +207,9 @@ def test_golden_outliers_are_counted_with_their_z_though_no_alert_opens() -> Non
     log = Log([MetricAlerts()])
     found = []
     for i, event in enumerate(vector["events"]):
-        before = log.get("/metrics/series")["series"][0]["outliers"] if i else 0
+        before = log.get("/metrics/watched")["series"][0]["outliers"] if i else 0
         log.send([event])
-        if log.get("/metrics/series")["series"][0]["outliers"] > before:
+        if log.get("/metrics/watched")["series"][0]["outliers"] > before:
             found.append({"at_event": event["id"], "z": pytest.approx(score(values[max(0, i - 100) : i], values[i])[0], rel=1e-12)})
     assert vector["checks"][0]["expect"]["outliers"] == found
     assert told(log, "anomaly") == [("m6-64", "opened", "ok", "warning"), ("m6-66", "escalated", "warning", "critical")]
@@ -288,7 +288,7 @@ def test_after_equal_values_any_other_is_an_outlier_without_z_and_three_on_one_s
     log.send([metric(i, 0.1) for i in range(40)])
     log.send([metric(40, 0.1), metric(41, 0.2)])
     assert log.alerts() == []
-    assert log.get("/metrics/series")["series"][0]["outliers"] == 1
+    assert log.get("/metrics/watched")["series"][0]["outliers"] == 1
     log = Log([MetricAlerts(MetricAlertSettings(metric_z_row=1))])
     log.send([metric(i, 0.1) for i in range(30)] + [metric(30, 0.09)])
     message = log.alerts()[0]
@@ -301,7 +301,7 @@ def test_outliers_on_alternating_sides_open_nothing() -> None:
     log.send([metric(i, rng.gauss(0, 1)) for i in range(100)])
     log.send([metric(100 + i, (-1) ** i * (4.4 + i)) for i in range(4)])
     assert log.alerts("metric.anomaly") == []
-    assert log.get("/metrics/series")["series"][0]["outliers"] >= 4
+    assert log.get("/metrics/watched")["series"][0]["outliers"] >= 4
 
 
 # ---- values that are no numbers
@@ -319,7 +319,7 @@ def test_a_loss_of_nan_is_told_at_once_critical_at_three_in_a_row_and_over_after
     ]
     first = log.alerts("metric.nonfinite")[0]
     assert (first["subject"], first["value"], first["threshold"], first["period"]) == ("loss|m|r", 1, 1, "2026-03-02")
-    shown = log.get("/metrics/series")["series"][0]
+    shown = log.get("/metrics/watched")["series"][0]
     assert (shown["n"], isfinite(shown["recent"][-1])) == (20, True)
 
 
@@ -348,10 +348,10 @@ def test_a_baseline_tag_replaces_the_best_mean_late_ones_do_not_and_an_open_aler
     opened = log.alerts("metric.degraded")[0]
     assert (opened["derivedfrom"], opened["severity"], opened["value"], opened["threshold"]) == ("e20", "critical", pytest.approx(0.95), 0.625)
     log.send([metric(22, 2.0, "loss", tags=["baseline"])])
-    assert log.get("/metrics/series")["series"][0]["baseline"] == 0.5
+    assert log.get("/metrics/watched")["series"][0]["baseline"] == 0.5
     log.send([metric(30 + i, 0.525, "loss") for i in range(10)])
     assert [m[1] for m in told(log, "degraded")][-1] == "resolved"
-    assert log.get("/metrics/series")["series"][0]["baseline"] == 2.0
+    assert log.get("/metrics/watched")["series"][0]["baseline"] == 2.0
 
 
 def test_a_baseline_of_zero_or_less_is_not_judged_and_nineteen_values_are_too_few() -> None:
@@ -368,7 +368,7 @@ def test_the_mean_of_huge_values_is_a_number() -> None:
     log = Log([MetricAlerts()])
     log.send([metric(i, (-1) ** i * 1.7e308, "loss") for i in range(140)])
     log.send([metric(140 + i, 5e-324 * (i % 3), "loss") for i in range(140)])
-    assert log.get("/metrics/series")["series"][0]["n"] == 280
+    assert log.get("/metrics/watched")["series"][0]["n"] == 280
 
 
 # ---- series, bounds, laws
@@ -381,12 +381,12 @@ def test_series_are_told_apart_and_named_and_paged() -> None:
     del bare["data"]["run"]
     log.send([bare])
     assert {m["subject"] for m in log.alerts("metric.nonfinite")} == {"grad.x|m|r", "top|m"}
-    first = log.get("/metrics/series", limit=2)
-    rest = log.get("/metrics/series", limit=2, cursor=first["cursor"])
+    first = log.get("/metrics/watched", limit=2)
+    rest = log.get("/metrics/watched", limit=2, cursor=first["cursor"])
     found = [(s["metric"], s["model"], s["run"], s["n"]) for s in first["series"] + rest["series"]]
     assert found == [("grad", "a|b", "r", 1), ("grad", "m", "r", 2), ("grad.x", "m", "r", 0), ("top", "m", None, 0)]
-    assert [s["model"] for s in log.get("/metrics/series", model="a|b")["series"]] == ["a|b"]
-    assert log.get("/metrics/series", metric="top", model="m", run="")["count"] == 1
+    assert [s["model"] for s in log.get("/metrics/watched", model="a|b")["series"]] == ["a|b"]
+    assert log.get("/metrics/watched", metric="top", model="m", run="")["count"] == 1
 
 
 def test_series_beyond_the_bound_are_not_watched() -> None:

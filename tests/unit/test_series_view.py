@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tables.fold import BadParameter
+from tables.fold import BadParameter, Fold
+from tables.partition import Schema
 from tables.windows import Windows
 from tests.harness import Log
 
@@ -74,3 +75,12 @@ def test_a_series_of_diverged_values_alone_has_no_figures_and_another_tenant_see
     (one,) = log.get("/metrics/series")["series"]
     assert [one[name] for name in ("n", "mean", "min", "max", "last", "last_at")] == [0, None, None, None, None, None]
     assert log.get("/metrics/series", tenant="other") == {"series": [], "count": 0, "cursor": None, "as_of": None}
+
+
+def test_two_views_at_one_path_are_refused() -> None:
+    class Same(Fold):
+        topics = ("training",)
+        views = Windows().views
+
+    with pytest.raises(ValueError, match="two views are at /metrics/"):
+        Schema([Windows(), Same()])
