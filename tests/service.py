@@ -103,6 +103,7 @@ class Service(Log):
         for shard in self.engine.core.shards.values():
             shard.ready = True
         self._told = 0
+        self._asked: web.Request | None = None
 
     def append(self, topic: str, key: bytes | None, raw: bytes | None, number: int | None, timestamp: int, headers: Any = ()) -> None:
         """As of `Log`; alerts go onto the board, and everything to the archive."""
@@ -124,7 +125,8 @@ class Service(Log):
 
     async def reply(self, path: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Reply:
         """Answer a request without a network."""
-        request = make_mocked_request(method, path, {"Host": "127.0.0.1:6066", **(headers or {})})
+        self._asked = self._asked or make_mocked_request("GET", "/")  # made once: it is most of the work
+        request = self._asked.clone(method=method, rel_url=path, headers={"Host": "127.0.0.1:6066", **(headers or {})})
         found = await self.routes.handle(request)
         assert isinstance(found, web.Response)
         body = found.body
