@@ -37,6 +37,7 @@ from .access import discover_partitions, security
 from .archive_files import Place, Unusable
 from .archive_keeper import Keeper, line_of
 from .pipe import frame, read_frame
+from .repeats import condense
 
 if TYPE_CHECKING:
     from .past import Past
@@ -352,4 +353,5 @@ if __name__ == "__main__":
     with contextlib.suppress(OSError):
         os.nice(5)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    condense("aiokafka")
     asyncio.run(main())

@@ -56,6 +56,7 @@ def worker(flags: dict[str, Any]) -> int:
 
     from .access import security
     from .app import build, check_settings, load_settings
+    from .repeats import condense
 
     toml = flags.pop("config", None)
     settings = load_settings(flags, toml)
@@ -73,8 +74,10 @@ def worker(flags: dict[str, Any]) -> int:
     import faust
 
     app = build(settings)
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
     level = settings.get("log_level")
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    if level != "debug":
+        condense("aiokafka")
     if level == "info":  # a few lines of our own, and what is wrong; each start and stop of each part of Faust is for debug
         tell(app, settings)
     run = faust.Worker(app, loglevel="WARNING" if level == "info" else level.upper(), quiet=True, redirect_stdouts=False)

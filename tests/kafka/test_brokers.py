@@ -89,6 +89,7 @@ def test_workers_wait_for_a_dead_broker_and_go_on_when_it_is_back(one_node: Kafk
         time.sleep(7)
         for worker in workers:
             assert worker.get("/trust", kind="model", limit=1), "a worker without a broker does not answer"
+            assert 0 < len(worker.log.read_text().splitlines()) < 60, "it says the same again and again"
         one_node.start(0)
         publishing.join()
         workers[0].until(lambda: drifting(workers[0]) == set(variables), 20)
