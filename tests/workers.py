@@ -27,13 +27,16 @@ class WorkerProcess:
     """``python -m agents.main worker`` with its settings.
 
     Args:
-        settings: by name, as on the command line.
+        settings: by name, as on the command line. An archive is kept where `archive_dir`, or the roles, say so.
         environment: more variables, for keyed settings.
     """
 
     def __init__(self, bootstrap: str, folder: Path, *, environment: dict[str, str] | None = None, **settings: object) -> None:
         self.port = free_ports(1)[0]
-        self.settings = {"bootstrap": bootstrap, "web_port": self.port, "log_level": "warning", "alert_interval_s": 0.2, **settings}
+        words: dict[str, object] = {"bootstrap": bootstrap, "web_port": self.port, "log_level": "warning", "alert_interval_s": 0.2}
+        if "archive_dir" not in settings:
+            words["roles"] = "fold,serve"  # an archivist is a process more
+        self.settings = {**words, **settings}
         self.environment = environment or {}
         self.module: tuple[str, ...] = ("agents.main",)
         self.log = folder / f"worker-{self.port}.log"

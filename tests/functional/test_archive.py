@@ -100,6 +100,7 @@ def test_a_metric_is_there_within_five_seconds_in_every_format(embedded: Embedde
     assert len(body.splitlines()) == 2
     assert archiving.get("/metrics/a")["value"] == "NaN"
     assert archiving.ask("/metrics/b")[0] == 404
+    archiving.until(lambda: archiving.absorbed(2))  # how far a filter looks back follows from what is folded
     found = archiving.get("/metrics", filter='{"model": "=cmd"}')
     assert (found["count"], found["since"]) == (1, "2026-01-31T00:00:00.000000Z")  # thirty days before the newest metric, and said
     for path, params, name in (
@@ -176,12 +177,15 @@ def test_a_folder_that_cannot_be_used_is_said_and_waited_for(embedded: EmbeddedB
         worker.stop()
 
 
-def test_without_a_folder_named_the_embedded_brokers_archive_is_temporary(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
-    send(embedded, metric("a"))
-    worker.until(lambda: archived(worker, 1))
-    place = worker.get("/status")["archive"]["dir"]
-    assert os.path.isdir(place)
-    worker.stop()
+def test_without_a_folder_named_the_embedded_brokers_archive_is_temporary(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    worker = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, roles="all").start()
+    try:
+        send(embedded, metric("a"))
+        worker.until(lambda: archived(worker, 1))
+        place = worker.get("/status")["archive"]["dir"]
+        assert os.path.isdir(place)
+    finally:
+        worker.stop()
     assert not os.path.exists(place)
 
 

@@ -112,7 +112,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     command.write_text(f"#!{sys.executable}\nimport sys\nfrom pulsefold.cli import main\nsys.exit(main())\n")
     command.chmod(0o755)
     with EmbeddedBroker(partitions=2, prefix="pulsefold.") as broker:
-        worker = WorkerProcess(broker.bootstrap, folder, partitions=2).start()
+        worker = WorkerProcess(broker.bootstrap, folder, partitions=2, roles="all").start()
         try:
             yield Place(folder, worker, broker.bootstrap)
         finally:

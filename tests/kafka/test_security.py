@@ -76,7 +76,7 @@ def test_worker_archive_and_commands_reach_a_broker_by_tls_and_sasl(secured: tup
     code, said = command("topics create", environment, tmp_path)
     assert code == 0, said
     assert command("topics check", settings(bootstrap, cert, "PLAIN"), tmp_path)[0] == 0
-    worker = WorkerProcess(bootstrap, tmp_path, environment=environment, data_dir=str(tmp_path / "data"))
+    worker = WorkerProcess(bootstrap, tmp_path, environment=environment, data_dir=str(tmp_path / "data"), roles="all")
     try:
         worker.start()
         (tmp_path / "events.jsonl").write_text(json.dumps(EVENT) + "\n")
