@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import erf, erfc, exp, floor, sqrt
 
-from scipy.special import betaincc, betainccinv, betaincinv  # type: ignore[import-untyped]  # scipy ships no types
+from .special import betaincc, betainccinv, betaincinv
 
 _SQRT2 = sqrt(2.0)
 

@@ -18,7 +18,7 @@ from .moments import Pairs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]  # scipy ships no types
+from .special import stdtr, stdtrit
 
 _cdf: Callable[[float, float], float] = stdtr
 _inverse: Callable[[float, float], float] = stdtrit
