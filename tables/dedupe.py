@@ -14,7 +14,8 @@ somebody who only sees the HTTP interface; tenant and id both enter it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,9 +33,12 @@ SHIFT = 6
 LAST = SEGMENT - 1
 SLICE = 4096
 """Offsets that are looked up at once, at most."""
+FEW = 24
+"""Records up to which one by one is quicker than all at once."""
 METRIC = 0x80
 WIDTH = 17
 digest_of = xxh3_128_digest
+unpack = struct.Struct("=QQ").unpack
 
 Offsets = NDArray[np.int64]
 Digests = NDArray[np.uint64]
@@ -89,6 +93,23 @@ class Chains:
             found += [begin + index for index in self._note(offsets[begin:end], digests[begin:end])]
             begin = end
         return found
+
+    def note_one(self, offset: int, digest: bytes) -> bool:
+        """Enter an id; whether it occurred within the window before."""
+        first, second = unpack(digest)
+        slot, place = first & int(self.mask), offset % self.ring
+        mark: int = self.heads.item(slot)
+        self.heads[slot] = offset + 1
+        self.before[place] = mark
+        self.digests[place, 0] = first
+        self.digests[place, 1] = second
+        floor = max(offset + 1 - self.window, 1)
+        while mark >= floor:
+            place = (mark - 1) % self.ring
+            if self.digests.item(place, 0) == first and self.digests.item(place, 1) == second:
+                return True
+            mark = self.before.item(place)
+        return False
 
     def _note(self, offsets: Offsets, digests: Digests) -> list[int]:
         """`note` for offsets that span less than `SLICE`."""
@@ -198,6 +219,8 @@ class Window:
         Returns:
             Offsets of the duplicates.
         """
+        if len(every) <= FEW:
+            return self._note_few(offsets, names, dict(metrics), every)
         seed = self.seed
         at, digests = np.array(offsets, np.int64), _digests([digest_of(name, seed) for name in names])
         found = {offsets[index] for index in self.of_ids().note(at, digests)} if offsets else set()
@@ -223,6 +246,28 @@ class Window:
         seen = np.array(every, np.int64)
         for last in seen[np.append(np.flatnonzero(np.diff(seen >> SHIFT)), len(seen) - 1)].tolist():
             self._write(last >> SHIFT, last, written.get(last >> SHIFT, b""))
+        return found
+
+    def _note_few(self, offsets: Sequence[int], names: Sequence[str], metrics: Mapping[int, str], every: Sequence[int]) -> set[int]:
+        """`note`, one by one."""
+        seed, found = self.seed, set()
+        ids = self.of_ids()
+        written: dict[int, bytes] = {offset >> SHIFT: b"" for offset in every}
+        for offset, name in zip(offsets, names, strict=True):
+            digest = digest_of(name, seed)
+            if ids.note_one(offset, digest):
+                found.add(offset)
+            entry = bytes((offset & LAST,)) + digest
+            metric = metrics.get(offset)
+            if metric is not None:
+                digest = digest_of(metric, seed)
+                if self.of_metrics().note_one(offset, digest):
+                    found.add(offset)
+                entry += bytes((offset & LAST | METRIC,)) + digest
+            written[offset >> SHIFT] += entry
+        last = {offset >> SHIFT: offset for offset in every}
+        for number, entries in written.items():
+            self._write(number, last[number], entries)
         return found
 
     def _write(self, number: int, offset: int, entries: bytes) -> None:
