@@ -12,8 +12,8 @@ import pytest
 from agents.core import Core
 
 from ..workers import ROOT
-from .mutants import MUTANTS
-from .world import World
+from .mutants import MUTANTS, BelievesOwnRows
+from .world import World, shrunk
 
 SEEDS = int(os.environ.get("SEEDS", "10000"))
 CHUNK = 500
@@ -35,7 +35,7 @@ def test_every_schedule_ends_with_the_rows_and_outputs_of_the_pure_fold(start: i
     found = first_failure(range(start, min(SEEDS, start + CHUNK)))
     if found is not None:
         seed, broken = found
-        pytest.fail(f"seed {seed}: {type(broken).__name__}: {broken}")
+        pytest.fail(f"seed {seed}: {type(broken).__name__}: {broken}\nshrunk: {' '.join(shrunk(seed).begun)}")
 
 
 @pytest.mark.timeout(300)
@@ -48,6 +48,13 @@ def test_a_planted_bug_is_found_within_a_thousand_schedules(mutant: type[Core], 
 
 def test_a_seek_that_does_nothing_is_found_within_a_thousand_schedules() -> None:
     assert first_failure(range(1000), broken_seek=True) is not None
+
+
+def test_of_a_schedule_that_fails_little_is_left() -> None:
+    found = first_failure(range(1000), BelievesOwnRows)
+    assert found is not None
+    world = shrunk(found[0], BelievesOwnRows)
+    assert {"produce", "deliver", "take", "write"} <= set(world.begun) and len(world.begun) < 120, world.begun
 
 
 def test_a_seed_always_gives_the_same_schedule() -> None:

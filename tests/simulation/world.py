@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import attrgetter, itemgetter
@@ -32,6 +32,8 @@ from tables.partition import HEAD, Bounds, Output, Partition, Schema
 from tables.rows import Row, Table, parse_wire_key, wire_key
 
 T = TypeVar("T")
+MOST_TRIES = 1000
+"""Schedules that are run to shrink one."""
 
 
 class InOrder(set[Row]):
@@ -138,6 +140,7 @@ class Broker:
     """What survives: the logs and the group's offsets."""
 
     log: list[list[Rec]]
+    starts: list[int]
     ends: list[int]
     changelog: list[list[tuple[int, bytes, bytes | None, int]]]
     changelog_end: list[int]
@@ -227,6 +230,8 @@ class Profile:
             "control": 0.7,
             "idle": 1,
             "learn": 1,
+            "redrive": 0.5,
+            "retain": 0.5,
         }
     )
     events: int = 60
@@ -241,16 +246,33 @@ class World:
         seed: everything follows from it.
         core_type: the core, or a planted bug.
         broken_seek: planted bug of the I/O: seeks do nothing.
+        skipped: places in the schedule at which nothing happens.
     """
 
-    def __init__(self, seed: int, core_type: Callable[..., Core] = Core, *, broken_seek: bool = False, profile: Profile | None = None, parts: int = 2) -> None:
+    def __init__(
+        self,
+        seed: int,
+        core_type: Callable[..., Core] = Core,
+        *,
+        broken_seek: bool = False,
+        profile: Profile | None = None,
+        parts: int = 2,
+        skipped: Set[int] = frozenset(),
+    ) -> None:
         self.rng = random.Random(seed)
         self.core_type = core_type
         self.broken_seek = broken_seek
         self.profile = profile or Profile()
         self.parts = parts
         self.broker = Broker(
-            [[] for _ in range(parts)], [0] * parts, [[] for _ in range(parts)], [0] * parts, [[] for _ in range(parts)], [None] * parts, [0] * parts
+            [[] for _ in range(parts)],
+            [0] * parts,
+            [0] * parts,
+            [[] for _ in range(parts)],
+            [0] * parts,
+            [[] for _ in range(parts)],
+            [None] * parts,
+            [0] * parts,
         )
         self.orphans: list[Writing] = []
         self.workers = [Worker(self, name) for name in ("a", "b")]
@@ -261,19 +283,26 @@ class World:
         self.seen: list[dict[bytes, int]] = [{} for _ in range(parts)]
         self.read = [0] * parts
         self.gone: list[list[Output]] = [[] for _ in range(parts)]
-        self.trace: list[str] = []
+        self.skipped = skipped
+        self.begun: list[str] = []
 
     # ---- the run
 
     def run(self) -> None:
-        """Run the schedule, heal, check. Raises AssertionError with the seed's trace in `trace`."""
+        """Run the schedule, heal, check.
+
+        Raises:
+            AssertionError: what does not hold; `begun` has what was done.
+        """
         self.rebalance(self.workers)
         actions = [getattr(self, "do_" + kind) for kind in self.profile.weights]
         weights = list(accumulate(self.profile.weights.values()))
         for step in range(self.profile.steps):
             self.broker.step = step
-            for act in self.rng.choices(actions, cum_weights=weights, k=3):
-                act()
+            for at, act in enumerate(self.rng.choices(actions, cum_weights=weights, k=3), 3 * step):
+                if at not in self.skipped:
+                    self.begun.append(act.__name__.removeprefix("do_"))
+                    act()
         self.heal()
         self.check()
 
@@ -320,6 +349,22 @@ class World:
     def do_control(self) -> None:
         self.broker.ends[self.below(self.parts)] += 1  # a transaction's marker: an offset without a record
 
+    def do_redrive(self) -> None:
+        """A dead letter is sent again, perhaps for the second time, perhaps repaired by nothing but what came since."""
+        n = self.below(self.parts)
+        letters = [out for out in self.broker.outputs[n] if out[1] == "dead-letters"]
+        if letters and self.produced < self.profile.events:
+            offset, _, key, value = self.pick(letters)
+            self.broker.log[n].append(Rec(self.broker.ends[n], 1_772_409_600_000 + self.produced, key, value, [("redriven", b"judgments/%d/%d" % (n, offset))]))
+            self.broker.ends[n] += 1
+            self.produced += 1
+
+    def do_retain(self) -> None:
+        """Retention removes the log's head, as far as the group has committed."""
+        n = self.below(self.parts)
+        start = self.broker.starts[n]
+        self.broker.starts[n] = start + self.below(max(0, (self.broker.committed[n] or 0) - start) + 1)
+
     def do_fetch(self) -> None:
         worker = self.worker()
         if worker is None:
@@ -328,7 +373,7 @@ class World:
             shard = worker.shard(n)
             if self.owners[n] is not worker or not shard.ready or any(item[0] == n for item in worker.inbox):
                 continue
-            start = worker.fetch[n]
+            start = max(worker.fetch[n], self.broker.starts[n])
             most = 1 + self.below(11)
             log = self.broker.log[n]
             first = bisect_left(log, start, key=attrgetter("offset"))
@@ -345,7 +390,8 @@ class World:
         n, epoch, start, end, records = worker.inbox.pop(0)
         found = worker.core.chunk(worker.shard(n), epoch, start, end, records)
         if isinstance(found, Refusal):
-            self.seek(worker, n, found.seek)
+            gone = worker.core.beheaded(worker.shard(n), self.broker.starts[n])
+            self.seek(worker, n, worker.shard(n).next if gone else found.seek)
 
     def seek(self, worker: Worker, n: int, offset: int) -> None:
         """Move the fetch position."""
@@ -475,7 +521,7 @@ class World:
         """A paused worker that wakes learns of its losses before it gains."""
         committed = self.broker.committed[n]
         owner.owed[n] = self.broker.changelog_end[n]
-        owner.core.gained("judgments", n, committed=committed, log_start=0, changelog_end=self.broker.changelog_end[n])
+        owner.core.gained("judgments", n, committed=committed, log_start=self.broker.starts[n], changelog_end=self.broker.changelog_end[n])
         owner.inbox = [item for item in owner.inbox if item[0] != n]
         owner.fetch[n] = committed or 0
         if owner.shard(n).ready:
@@ -599,3 +645,35 @@ def rows_of(partition: Partition) -> dict[tuple[str, str, tuple[str, ...]], tupl
                 if table is IDS or row.applied >= 0:
                     found[(partition.schema.wires[table.index], tenant, key)] = (row.applied, bytes(table.dump(row)))
     return found
+
+
+def shrunk(seed: int, core_type: Callable[..., Core] = Core, *, broken_seek: bool = False) -> World:
+    """The world of a seed that fails, with as little happening in it as still makes it fail.
+
+    Halves, quarters and so on of the schedule are left out as long as it fails, in whatever way; at most `MOST_TRIES` are made.
+    """
+
+    def failing(skipped: Set[int]) -> World | None:
+        world = World(seed, core_type, broken_seek=broken_seek, skipped=skipped)
+        try:
+            world.run()
+        except Exception:  # whatever it raises is a failure
+            return world
+        return None
+
+    world = failing(frozenset())
+    assert world is not None, f"seed {seed} does not fail"
+    every = frozenset(range(3 * world.profile.steps))
+    kept, size, tries = sorted(every), len(every) // 2, MOST_TRIES
+    while size and tries:
+        begin = 0
+        while begin < len(kept) and tries:
+            tries -= 1
+            fewer = kept[:begin] + kept[begin + size :]
+            found = failing(every.difference(fewer))
+            if found is not None:
+                world, kept = found, fewer
+            else:
+                begin += size
+        size //= 2
+    return world
