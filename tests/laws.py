@@ -21,7 +21,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,16 @@ def one_home_a_key(event: Event) -> Event:
     return event
 
 
-def questions(folds: Sequence[Fold]) -> Iterator[tuple[str, dict[str, Any]]]:
+def questions(folds: Sequence[Fold], known: Mapping[str, Sequence[Any]] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every view with every name that the events may hold.
+
+    Args:
+        known: name of a parameter -> values; default `NAMES`.
 
     Raises:
         KeyError: a view requires a parameter that nobody has names for: give it some in `NAMES`.
     """
+    known = NAMES if known is None else known
     seen = set()
     for view in (view for fold in folds for view in fold.views):
         if view.path in seen:
@@ -142,12 +146,12 @@ def questions(folds: Sequence[Fold]) -> Iterator[tuple[str, dict[str, Any]]]:
         seen.add(view.path)
         fields = msgspec.structs.fields(view.params)
         required = [field.encode_name for field in fields if field.required]
-        for values in itertools.product(*(NAMES[name] for name in required)):
+        for values in itertools.product(*(known[name] for name in required)):
             path, params = filled(view, dict(zip(required, values, strict=True)))
             yield path, params
             for field in fields:
                 if not field.required and "str" in str(field.type):
-                    for value in NAMES.get(field.encode_name, ())[:3]:
+                    for value in known.get(field.encode_name, ())[:3]:
                         yield path, {**params, field.encode_name: value}
 
 
@@ -159,7 +163,7 @@ NAMES: dict[str, tuple[Any, ...]] = {
     "metric": ("train.loss", "train", "unknown.acc", "learning.performance_score", "task.quality", "task.success", "rl.policy_loss", "task.duration_ms"),
     "task": POOLS["task_type"],
     "tag": POOLS["tags"],
-    "amount": (5,),
+    "amount": ("5",),
 }  # fmt: skip
 
 
