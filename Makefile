@@ -11,7 +11,7 @@ FAULTS_JSON ?= faults.json
 FAULTS_ELSEWHERE := tests/kafka/test_exactness.py tests/kafka/test_faults.py tests/kafka/test_brokers.py tests/kafka/test_topics.py
 ARGS ?=
 
-.PHONY: demo test check lint types bench kafka faults simulate fuzz audit clean
+.PHONY: demo test check lint types bench coverage kafka faults simulate fuzz audit clean
 .DEFAULT_GOAL := check
 
 $(VENV)/bin/python:
@@ -46,6 +46,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+coverage: $(STAMP)  ## branches that unit tests and simulation go through; fails below 80 %
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=80 tests/unit tests/simulation $(ARGS)
 
 bench: $(STAMP)  ## against a real broker; see benchmarks/
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
