@@ -14,7 +14,7 @@ ARGS ?=
 # Tests start hundreds of processes: none of them should compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types bench kafka faults simulate fuzz audit clean
+.PHONY: demo test check lint types bench coverage kafka faults simulate fuzz audit clean
 .DEFAULT_GOAL := check
 
 $(VENV)/bin/python:
@@ -49,6 +49,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+coverage: $(STAMP)  ## branches that unit tests and simulation go through; fails below 80 %
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=80 tests/unit tests/simulation $(ARGS)
 
 bench: $(STAMP)  ## against a real broker; see benchmarks/
 	$(BIN)/python -m benchmarks.throughput $(ARGS)

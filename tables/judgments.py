@@ -100,16 +100,16 @@ class JudgmentHandlers:
             if ground.seen(p, tenant, agent, EVALUATED) is None:
                 return
             self._evaluation(p, tenant, agent, data)
-        compared: dict[str, list[tuple[bool, float]]] = {}
-        for one in waiting:
-            compared.setdefault(one.judge, []).append((one.agreed_if == data.passed, one.confidence))
-        for judge, outcomes in compared.items():
-            for cell in self.cells(agent if admitted else None, judge):
-                if ground.settled(p, kept.judgments, tenant, cell):
-                    state = p.open(kept.judgments, tenant, cell)
-                    if state is not None:
-                        for agreed, confidence in outcomes:
-                            compare(state, agreed, confidence)
+        compared: dict[tuple[str, str], list[tuple[bool, float]]] = {}
+        for one in waiting:  # by row: a record opens each once, and those of all and of the agent are of every judge's
+            for cell in self.cells(agent if admitted else None, one.judge):
+                compared.setdefault(cell, []).append((one.agreed_if == data.passed, one.confidence))
+        for cell, outcomes in compared.items():
+            if ground.settled(p, kept.judgments, tenant, cell):
+                state = p.open(kept.judgments, tenant, cell)
+                if state is not None:
+                    for agreed, confidence in outcomes:
+                        compare(state, agreed, confidence)
         self.series.absorb(p, tenant, (("perf.evaluation", agent or "", "", data.score),))
 
     def judged(self, event: Event, p: Partition) -> None:

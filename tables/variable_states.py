@@ -55,9 +55,10 @@ class FoldSettings(msgspec.Struct, frozen=True):
 
 
 Open = tuple[int, int, float, float, float, float, float, float, float, float, float, float]
-"""The fields of `Sums` but for `alignment`: taken apart and put together at once, which is several times faster than by attribute."""
-Aligned = tuple[int, float, float, float, float, float]
-"""The fields of `Sums.alignment`."""
+"""The fields of `Sums` but for those of the alignment: taken apart and put together at once, which is several times faster than by attribute."""
+Aligned = tuple[int, float, float, float, float, float, float]
+"""The fields of `Sums.alignment`, and the origin of its values."""
+NONE_ALIGNED: Aligned = (0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Sums(msgspec.Struct, array_like=True, gc=False):
@@ -71,7 +72,8 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
         confidence, confidence_m2, confidence_x: mean, squared deviations, and products of deviations with those of the value.
         fragility, fragility_m2, fragility_x: likewise.
         certified_x: products of deviations of the value and of certified as 0 or 1.
-        alignment: (value, alignment score) of the forecasts that have one.
+        alignment: (value - aligned_origin, alignment score) of the forecasts that have one.
+        aligned_origin: the first value that came with an alignment score: those values may be small where the first of all is huge.
     """
 
     n: int = 0
@@ -87,6 +89,7 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
     fragility_x: float = 0.0
     certified_x: float = 0.0
     alignment: Pairs = msgspec.field(default_factory=Pairs)
+    aligned_origin: float = 0.0
 
     def add(self, x: float, confidence: float, fragility: float, certified: bool, alignment: float | None) -> None:
         """Take in one forecast, its value however large. (`Partial.open` is added to as here, but for huge values.)"""
@@ -94,6 +97,10 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
         n = self.n = before + 1
         if not before and -HUGE <= x <= HUGE:
             self.origin = x
+        if alignment is not None:
+            if not self.alignment.n and -HUGE <= x <= HUGE:
+                self.aligned_origin = x
+            self.alignment.add(x - self.aligned_origin, alignment)
         x -= self.origin
         old = self.x
         d = x - old
@@ -120,8 +127,6 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
             self.certified_x = _product(self.certified_x, rest, certified - self.certified / before)
         if certified:
             self.certified += 1
-        if alignment is not None:
-            self.alignment.add(x, alignment)
 
     def merge(self, other: Sums) -> None:
         """Take in the forecasts of another set, which stays as it is."""
@@ -154,12 +159,13 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
             self.certified += other.certified
             self.n = n
         else:
-            apart = 0.0
             self.n, self.certified, self.origin, self.x, self.x_m2 = nb, other.certified, other.origin, other.x, other.x_m2
             self.confidence, self.confidence_m2, self.confidence_x = other.confidence, other.confidence_m2, other.confidence_x
             self.fragility, self.fragility_m2, self.fragility_x = other.fragility, other.fragility_m2, other.fragility_x
             self.certified_x = other.certified_x
-        self.alignment.merge(other.alignment, apart)
+        if not self.alignment.n:
+            self.aligned_origin = other.aligned_origin
+        self.alignment.merge(other.alignment, other.aligned_origin - self.aligned_origin)
 
     def side(self) -> Side:
         """The outcomes without the values."""
@@ -175,7 +181,7 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
         if outcome == "certified":
             return Pairs(n, mean, self.x_m2, k / n if n else 0.0, k * (n - k) / n if n else 0.0, self.certified_x)
         a = self.alignment
-        return Pairs(a.n, self.origin + a.mean_x, a.m2_x, a.mean_y, a.m2_y, a.cxy)
+        return Pairs(a.n, self.aligned_origin + a.mean_x, a.m2_x, a.mean_y, a.m2_y, a.cxy)
 
     @property
     def mean(self) -> float:
@@ -211,7 +217,7 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
 
     hour: int = NO_HOUR
     open: Open = (0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    aligned: Aligned = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    aligned: Aligned = NONE_ALIGNED
     past_n: int = 0
     past_certified: int = 0
     past_confidence: float = 0.0
@@ -270,15 +276,15 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
 
     def newest(self) -> Sums:
         """Sums of the open hour."""
-        return Sums(*self.open, Pairs(*self.aligned))
+        return Sums(*self.open, Pairs(*self.aligned[:6]), self.aligned[6])
 
     def add(self, x: float, confidence: float, fragility: float, certified: bool, alignment: float | None) -> None:
         """Take a forecast into the open hour, its value however large."""
         sums = self.newest()
         sums.add(x, confidence, fragility, certified, alignment)
-        *values, pairs = msgspec.structs.astuple(sums)
+        *values, pairs, origin = msgspec.structs.astuple(sums)
         self.open = tuple(values)  # type: ignore[assignment]  # in the order of Open
-        self.aligned = msgspec.structs.astuple(pairs)
+        self.aligned = (*msgspec.structs.astuple(pairs), origin)
 
     def turn(self, hour: int) -> Sums | None:
         """Open a later hour; returns the sums of the one that is over, None where there was none."""
@@ -288,7 +294,7 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
             self.past_confidence, self.past_fragility = self.confidence, self.fragility
             self.past_alignments, self.past_alignment = self.alignments, self.alignment
             self.open = (0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-            self.aligned = (0, 0.0, 0.0, 0.0, 0.0, 0.0)
+            self.aligned = NONE_ALIGNED
         self.hour = hour
         return closed
 

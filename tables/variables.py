@@ -147,14 +147,17 @@ class Variables(Fold):
                         xk,
                     )  # fmt: skip
                     if alignment is not None:
-                        n, mean, m2, mean_a, m2_a, xa = state.aligned
+                        n, mean, m2, mean_a, m2_a, xa, origin = state.aligned
+                        if not n:
+                            origin = x
+                        u = x - origin
                         n += 1
                         d = u - mean
                         mean += d / n
                         da = alignment - mean_a
                         mean_a += da / n
                         rest = alignment - mean_a
-                        state.aligned = (n, mean, m2 + d * (u - mean), mean_a, m2_a + da * rest, xa + d * rest)
+                        state.aligned = (n, mean, m2 + d * (u - mean), mean_a, m2_a + da * rest, xa + d * rest, origin)
                 else:
                     state.add(x, confidence, fragility, certified, alignment)
                 if time_us >= state.last_us:

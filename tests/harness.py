@@ -80,6 +80,31 @@ class Log:
             if out.topic in self.topics:
                 self.append(out.topic, out.key, out.value, out.partition, timestamp, out.headers)
 
+    def pour(self, events: Iterable[dict[str, Any]], timestamp: int = 4_102_444_800_000) -> None:
+        """Append events to their partitions and fold each partition's in one go, then what they derive: `send` for many events."""
+        waiting: dict[tuple[str, int], list[Rec]] = {}
+        for event in events:
+            raw = json.dumps({"specversion": "1.0", "source": "test", **event}).encode()
+            decoded = decode(raw)
+            self._lay(waiting, decoded.data.TOPIC, record_key(decoded), raw, None, timestamp, ())
+        while waiting:
+            now, waiting = waiting, {}
+            for (topic, number), records in now.items():
+                partition = self.topics[topic][number]
+                partition.absorb(records)
+                outputs, partition.outputs = partition.outputs, []
+                self.outputs += outputs
+                for out in outputs:
+                    if out.topic in self.topics:
+                        self._lay(waiting, out.topic, out.key, out.value, out.partition, timestamp, out.headers)
+
+    def _lay(self, waiting: dict[tuple[str, int], list[Rec]], topic: str, key: bytes | None, raw: bytes | None, number: int | None, ms: int, head: Any) -> None:
+        if number is None:
+            number = partition_for(key, self.count) if key is not None else 0
+        log = self.records[(topic, number)]
+        log.append(Rec(len(log), ms, key, raw, list(head)))
+        waiting.setdefault((topic, number), []).append(log[-1])
+
     def alerts(self, rule: str | None = None) -> list[dict[str, Any]]:
         """Alert messages put out so far: ``type``, ``time`` and the data's fields in one dictionary."""
         found = []

@@ -10,7 +10,7 @@ from typing import Any
 from streams.codec import decode
 from streams.keys import partition_for, record_key
 from tables.fold import Fold
-from tables.partition import HEAD, Partition, Schema
+from tables.partition import GRAVE, HEAD, Partition, Schema
 from tables.performance import Performance
 from tables.performance_rows import PerformanceSettings
 from tables.rows import Row, parse_wire_key
@@ -138,7 +138,13 @@ def load(p: Partition, written: Sequence[tuple[bytes, bytes]]) -> None:
         wire, tenant, key = parse_wire_key(raw_key)
         applied, _ = HEAD.unpack_from(value)
         table = p.schema.by_wire[wire]
-        p.space(table, tenant)[key] = Row(tenant, key, applied, applied, value[HEAD.size :])
+        row = Row(tenant, key, applied, applied, value[HEAD.size :] or GRAVE)
+        if row.state is GRAVE:
+            p.space(table, tenant).pop(key, None)
+            p.graves[(table.index, tenant, key)] = row
+        else:
+            p.graves.pop((table.index, tenant, key), None)
+            p.space(table, tenant)[key] = row
 
 
 def crash_everywhere(make: Callable[[], list[Fold]], records: Sequence[Rec], topic: str, rng: random.Random, times: int) -> int:

@@ -602,3 +602,12 @@ def test_a_bad_field_is_a_dead_letter_that_names_it_and_the_next_event_is_folded
 def test_types_of_a_stream_are_those_the_tests_think_of() -> None:
     kinds = {e["type"] for e in stream(1, 900)}
     assert len(kinds) == 13 and set(TYPES) == {"code", "doc", None}
+
+
+def test_verdicts_of_several_judges_that_wait_for_one_evaluation_all_count_for_the_agent_and_in_all() -> None:
+    log = Log(folds(), 1)
+    said = {"task": "t", "agent": "a", "overall_confidence": 0.5, "criteria": {"style": 0.9}, "evaluation_time_ms": 1}
+    log.send([event(n, "judgment.recorded", START_US + n, judge=judge, **said) for n, judge in enumerate(("j1", "j2", "j3", "j3"))])
+    log.send([event("e", "evaluation.completed", START_US + 9, task="t", agent="a", passed=True, score=1.0)])
+    found = [log.get("/judgments/summary", **of)["calibration"] for of in ({}, {"agent": "a"}, {"judge": "j1"}, {"judge": "j3"}, {"agent": "a", "judge": "j2"})]
+    assert [(one["n"], one["unjoined"]) for one in found] == [(4, 0), (4, 0), (1, 0), (2, 0), (1, 0)]

@@ -150,3 +150,13 @@ def test_sums_of_two_parts_merge_to_those_of_the_whole(rows: list[tuple[float, f
         assert a.n == b.n
         scale = 1e-9 * (1.0 + max((abs(row[0]) for row in rows), default=0.0) ** 2) * (1 + len(rows))
         assert (a.mean_x, a.m2_x, a.mean_y, a.m2_y, a.cxy) == pytest.approx((b.mean_x, b.m2_x, b.mean_y, b.m2_y, b.cxy), rel=1e-9, abs=scale)
+
+
+def test_small_values_with_an_alignment_score_keep_their_digits_beside_a_huge_one_without() -> None:
+    log = Log([Variables()])
+    pairs = [(0.1 + n / 7, (n * 3 % 10) / 10) for n in range(9)]
+    log.send([forecast(99, {"a": 1e9 + 0.3})])
+    log.send(forecast(n, {"a": x}, alignment_score=y) for n, (x, y) in enumerate(pairs))
+    line = stats.linregress(*zip(*pairs, strict=True))
+    found = log.get("/variables/a/influence")["alignment"]
+    assert (found["r"], found["slope"], found["intercept"]) == pytest.approx((line.rvalue, line.slope, line.intercept), rel=1e-12)
