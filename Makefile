@@ -10,6 +10,7 @@ FAULTS_JSON ?= faults.json
 # Rows of the fault matrix that the real-Kafka tests hold already.
 FAULTS_ELSEWHERE := tests/kafka/test_exactness.py tests/kafka/test_faults.py tests/kafka/test_brokers.py tests/kafka/test_topics.py
 ARGS ?=
+BENCH ?= throughput types views quality flat
 
 .PHONY: demo test check lint types bench kafka faults simulate fuzz audit clean
 .DEFAULT_GOAL := check
@@ -47,8 +48,8 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-bench: $(STAMP)  ## against a real broker; see benchmarks/
-	$(BIN)/python -m benchmarks.throughput $(ARGS)
+bench: $(STAMP)  ## every benchmark, or those named: BENCH="types flat" ARGS=--write; throughput needs a real broker, flat takes hours, quality some minutes
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 kafka: $(STAMP)  ## a real Kafka on loopback until Ctrl-C
 	$(BIN)/python -m tests.kafka.broker
