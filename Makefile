@@ -10,6 +10,7 @@ FAULTS_JSON ?= faults.json
 # Rows of the fault matrix that the real-Kafka tests hold already.
 FAULTS_ELSEWHERE := tests/kafka/test_exactness.py tests/kafka/test_faults.py tests/kafka/test_brokers.py tests/kafka/test_topics.py
 ARGS ?=
+BENCH ?= throughput latency restore types views quality
 
 # Tests start hundreds of processes: none of them should compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -53,8 +54,8 @@ types: $(STAMP)
 coverage: $(STAMP)  ## branches that unit tests and simulation go through; fails below 80 %
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=80 tests/unit tests/simulation $(ARGS)
 
-bench: $(STAMP)  ## against a real broker; see benchmarks/
-	$(BIN)/python -m benchmarks.throughput $(ARGS)
+bench: $(STAMP)  ## the benchmarks named: BENCH="types views" ARGS=--write; the first three need a real broker, quality some minutes, flat hours
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 kafka: $(STAMP)  ## a real Kafka on loopback until Ctrl-C
 	$(BIN)/python -m tests.kafka.broker

@@ -25,7 +25,7 @@ from .hours import NO_HOUR, Hours, Side
 from .times import HOUR_US, rfc3339, rfc3339_or_none
 from .two_samples import adjusted, two_proportions, welch
 from .variable_states import TOPIC, VariableSettings, VariableTables
-from .variable_views import Count, Merged, Scores, rounded
+from .variable_views import Count, Merged, Scores, Tally, rounded
 
 Key = tuple[str, ...]
 
@@ -368,9 +368,13 @@ def drift_view(kept: VariableTables, settings: VariableSettings) -> View:
         threshold = settings.drift_threshold if params.threshold is None else params.threshold
         if not 0 < threshold < 1:
             raise BadParameter("threshold", "expected a number above 0 and below 1")
-        flagged: list[tuple[Merged, list[str]]] = [
-            (merged, by) for merged in scores.every(reader) if merged.count >= params.min_count and scores.scored(merged) and (by := merged.drift(threshold))
-        ]
+        flagged: list[tuple[Merged, list[str]]] = []
+        for one in scores.found(reader):
+            if scores.admits(one[2]):
+                tally = Tally(one[1])
+                by = tally.drift(threshold)
+                if by and tally.count >= params.min_count:
+                    flagged.append((Merged(*one), by))
         flagged.sort(key=lambda item: item[0].name)
         as_of = reader.as_of()
         variables = []

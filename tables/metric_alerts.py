@@ -79,6 +79,8 @@ class MetricAlertSettings(msgspec.Struct, frozen=True, kw_only=True):
         degraded_critical: share by which it is critical.
         degraded_clear: share within which it resolves.
         degraded_least: values of a series from which it is judged.
+        degraded_noise: standard errors of the difference of two such means by which it must be worse besides to open the alert, by the
+            standard deviation of the up to 100 values before; 0 = no such condition. For figures of single batches take 5.
     """
 
     metric_z: Sigmas = 3.0
@@ -98,6 +100,7 @@ class MetricAlertSettings(msgspec.Struct, frozen=True, kw_only=True):
     degraded_critical: Ratio = 0.25
     degraded_clear: Ratio = 0.05
     degraded_least: Annotated[int, msgspec.Meta(ge=LAST, le=10_000)] = 20
+    degraded_noise: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class WatchSettings(msgspec.Struct, frozen=True):
@@ -307,7 +310,7 @@ class MetricAlerts(Fold):
             if kind & PLATEAU and n:
                 self._plateau(e, p, key, watch, x)
             if kind & (LOWER | HIGHER):
-                self._degraded(e, p, key, watch, x, tagged)
+                self._degraded(e, p, key, watch, newest, x, tagged)
         watch.same = watch.same + 1 if n and x == last else 1
         watch.last = x
         watch.n = n + 1
@@ -392,7 +395,7 @@ class MetricAlerts(Fold):
             text = f"{self._name(key)} moved by more than {step} again: the plateau is over."
             self._tell(e, p, "metric.plateau", key, watch.plateau_us, INFO, OK, abs(x - watch.last), step, text, "moved")
 
-    def _degraded(self, e: Event, p: Partition, key: Key, watch: Watch, x: float, tagged: bool) -> None:
+    def _degraded(self, e: Event, p: Partition, key: Key, watch: Watch, newest: OpenSegment, x: float, tagged: bool) -> None:
         """Judge the mean of the last 10 values, this one among them."""
         if tagged and p.time_us >= watch.tagged_us:
             watch.tagged, watch.tagged_us = x, p.time_us
@@ -412,10 +415,21 @@ class MetricAlerts(Fold):
             and baseline > 0
             and watch.n + 1 >= self.settings.degraded_least
             and (watch.degraded or mean * sign > (1 + sign * self.settings.degraded_warning) * baseline * sign)
+            and (watch.degraded or not self.settings.degraded_noise or self._beyond_noise(p, e.tenant, key, newest, x, (mean - baseline) * sign))
         ):
             self._measure(e, p, key, watch, mean, baseline, sign)
         if watch.best is None or mean * sign < watch.best * sign:
             watch.best = mean
+
+    def _beyond_noise(self, p: Partition, tenant: str, key: Key, newest: OpenSegment, x: float, worse: float) -> bool:
+        """Whether a mean of 10 values is worse than the baseline by more than noise: the best of many such means is so good by luck alone.
+
+        Args:
+            worse: by how much.
+        """
+        values = self.before(p, tenant, key, newest)
+        error2 = 2.0 / LAST * score(values, x)[2] / (len(values) - 1)  # squared standard error of the difference of two means
+        return not worse * worse <= self.settings.degraded_noise**2 * error2
 
     def _measure(self, e: Event, p: Partition, key: Key, watch: Watch, mean: float, baseline: float, sign: float) -> None:
         """Compare a mean with the baseline.

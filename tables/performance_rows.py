@@ -206,15 +206,16 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
 
     def add(self, one: Waiting, since_us: int) -> None:
         """Let one in; those from before `since_us` go first where room is short, then completions, then starts, oldest first."""
-        size = len(one.agent) + len(one.task_type) + len(one.model_version)
+        size = self.size_of(one)
         entries = self.entries
         if len(entries) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS:
-            entries = self.entries = [e for e in entries if e.time_us > since_us]
-            self._count()
+            alive = [e for e in entries if e.time_us > since_us]
+            if len(alive) < len(entries):
+                self.characters = sum(map(self.size_of, alive))
+            entries = self.entries = alive
             while entries and (len(entries) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS):
                 early = next((i for i, e in enumerate(entries) if e.state >= EARLY), 0)
-                entries.pop(early)
-                self._count()
+                self.characters -= self.size_of(entries.pop(early))
         entries.append(one)
         self.characters += size
 
@@ -237,11 +238,16 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
 
     def remove(self, one: Waiting) -> None:
         """Let one out."""
-        self.entries = [e for e in self.entries if e is not one]
-        self._count()
+        entries = self.entries
+        at = next((i for i, e in enumerate(entries) if e is one), -1)
+        if at >= 0:
+            del entries[at]
+            self.characters -= self.size_of(one)
 
-    def _count(self) -> None:
-        self.characters = sum(len(e.agent) + len(e.task_type) + len(e.model_version) for e in self.entries)
+    @staticmethod
+    def size_of(one: Waiting) -> int:
+        """Characters of its names."""
+        return len(one.agent) + len(one.task_type) + len(one.model_version)
 
 
 class AgentType(msgspec.Struct, array_like=True, gc=False):

@@ -47,9 +47,19 @@ class PartitionReader:
     def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
         """Every key of the tenant with its states."""
         merged: dict[tuple[str, ...], list[S]] = {}
+        peek = table.peek
         for partition in self._over(table):
-            for key, row in partition.spaces[table.index].get(self.tenant, {}).items():
-                merged.setdefault(key, []).append(table.peek(row))
+            space = partition.spaces[table.index].get(self.tenant, {})
+            if not merged:  # the common case of a key on one partition, without looking for it
+                merged = {key: [peek(row) if row.state.__class__ is bytes else row.state] for key, row in space.items()}
+                continue
+            for key, row in space.items():
+                state = peek(row) if row.state.__class__ is bytes else row.state
+                states = merged.get(key)
+                if states is None:
+                    merged[key] = [state]
+                else:
+                    states.append(state)
         return iter(merged.items())
 
     def watermarks(self, topic: str) -> dict[int, int]:

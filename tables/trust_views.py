@@ -116,12 +116,16 @@ class TrustViews:
 
     def every(self, reader: Reader, kind: str | None) -> list[tuple[Key, TrustState]]:
         """All known keys, of one kind or of all, by name."""
-        found = []
+        found: list[tuple[Key, TrustState]] = []
         for key, states in reader.scan(self.fold.rows):
             if kind is None or key[0] == kind:
-                state = self.fold.rule(key[0]).merge(states)
-                if state is not None:
-                    found.append((key, state))
+                if len(states) == 1:
+                    if states[0].known:
+                        found.append((key, states[0]))
+                else:
+                    state = self.fold.rule(key[0]).merge(states)
+                    if state is not None:
+                        found.append((key, state))
         found.sort(key=itemgetter(0))
         return found
 
@@ -200,7 +204,8 @@ class TrustViews:
             return alpha / (alpha + beta_) if params.sort == "trust" else alpha + beta_ - rule.a0 - rule.b0
 
         if params.sort == "id":
-            known.sort(key=lambda item: (item[0][1], item[0][0]), reverse=params.order == "desc")
+            if params.kind is None or params.order == "desc":  # else they are in that order
+                known.sort(key=lambda item: (item[0][1], item[0][0]), reverse=params.order == "desc")
         else:
             known.sort(key=size, reverse=params.order == "desc")  # stable: ties by name
         shown, cursor = page(known, params.limit, params.cursor, lambda item: name_of(item[0]))

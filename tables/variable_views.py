@@ -6,8 +6,10 @@ not flagged; ranks order what is shown, so that no rounding noise of a float bre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import nsmallest
 from math import inf, isfinite, sqrt
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -31,63 +33,40 @@ def rounded(x: float | None) -> float | None:
     return None if x is None else round(x, 4)
 
 
-class Merged:
-    """One variable over all partitions.
+class Tally:
+    """What ranks are made of, over all partitions: the part of `Merged` that is cheap enough to be had of every variable.
 
     Args:
-        name: the variable.
-        states: its partials, in partition order; none for a name that is only registered.
-        registration: what is registered of it.
+        states: partials, in partition order.
 
     Attributes:
         avg_confidence, avg_fragility, avg_alignment, certified_ratio: unrounded; None without what they are a mean of.
         first: (event time, partition, offset, place in the inputs) of its first sight, for ties; infinite without forecasts.
-        first_us, last_us: least and greatest event time, microseconds; None without forecasts.
-        low, high, last_value: least and greatest of its values, and that of the last event; None without forecasts.
-        transitions: of tags, changes of them, of arc labels, changes of those.
-        outside: values beyond the registered limits; at least so many unless `outside_exact`.
     """
 
-    def __init__(self, name: str, states: Iterable[Partial], registration: Registration | None) -> None:
-        self.name = name
-        self.registration = registration
-        self.count = self.certified = self.alignments = self.outside = 0
-        self.low: float | None = None
-        self.high: float | None = None
-        self.transitions = [0, 0, 0, 0]
-        self.last_value: float | None = None
-        self.first: tuple[float, int, int, int] = (inf, 0, 0, 0)
-        self.first_us: int | None = None
-        self.last_us: int | None = None
-        self.outside_exact = True
-        low, high = limits_of(registration)
+    def __init__(self, states: Iterable[Partial]) -> None:
+        n = certified = alignments = 0
         confidence = fragility = alignment = 0.0
+        self.first: tuple[float, int, int, int] = (inf, 0, 0, 0)
         for state in states:
-            if not state.count:
+            newest, aligned = state.open, state.aligned
+            some = newest[0]
+            if not state.past_n + some:
                 continue
-            self.count += state.count
-            self.certified += state.certified
-            confidence += state.confidence
-            fragility += state.fragility
-            self.alignments += state.alignments
-            alignment += state.alignment
-            self.low = state.lows[0] if self.low is None else min(self.low, state.lows[0])
-            self.high = state.highs[-1] if self.high is None else max(self.high, state.highs[-1])
-            for i, n in enumerate((state.tags, state.tag_changes, state.arcs, state.arc_changes)):
-                self.transitions[i] += n
+            n += state.past_n + some
+            certified += state.past_certified + newest[1]
+            confidence += state.past_confidence + some * newest[5]
+            fragility += state.past_fragility + some * newest[8]
+            alignments += state.past_alignments + aligned[0]
+            alignment += state.past_alignment + aligned[0] * aligned[3]
             first = (state.first_us, state.home, state.first_offset, state.place)
             if first < self.first:
-                self.first, self.first_us = first, state.first_us
-            if self.last_us is None or state.last_us >= self.last_us:
-                self.last_us, self.last_value = state.last_us, state.last_value
-            outside, exact = state.beyond(low, high)
-            self.outside += outside
-            self.outside_exact = self.outside_exact and exact
-        n = self.count
+                self.first = first
+        self.count, self.certified, self.alignments = n, certified, alignments
         self.avg_confidence = confidence / n if n else None
         self.avg_fragility = fragility / n if n else None
-        self.certified_ratio = self.certified / n if n else None
-        self.avg_alignment = alignment / self.alignments if self.alignments else None
+        self.certified_ratio = certified / n if n else None
+        self.avg_alignment = alignment / alignments if alignments else None
 
     def drift(self, threshold: float) -> list[str]:
         """What is beyond the limits of lifetime drift: ``fragility``, ``certified``."""
@@ -111,6 +90,48 @@ class Merged:
             return None
         weight = 1 + self.avg_confidence - self.avg_fragility
         return max(0.1, 0.85 * weight) if drifting else weight
+
+
+class Merged(Tally):
+    """One variable over all partitions.
+
+    Args:
+        name: the variable.
+        states: its partials, in partition order; none for a name that is only registered.
+        registration: what is registered of it.
+
+    Attributes:
+        first_us, last_us: least and greatest event time, microseconds; None without forecasts.
+        low, high, last_value: least and greatest of its values, and that of the last event; None without forecasts.
+        transitions: of tags, changes of them, of arc labels, changes of those.
+        outside: values beyond the registered limits; at least so many unless `outside_exact`.
+    """
+
+    def __init__(self, name: str, states: Sequence[Partial], registration: Registration | None) -> None:
+        super().__init__(states)
+        self.name = name
+        self.registration = registration
+        self.outside = 0
+        self.low: float | None = None
+        self.high: float | None = None
+        self.transitions = [0, 0, 0, 0]
+        self.last_value: float | None = None
+        self.first_us: int | None = int(self.first[0]) if self.count else None
+        self.last_us: int | None = None
+        self.outside_exact = True
+        low, high = limits_of(registration)
+        for state in states:
+            if not state.count:
+                continue
+            self.low = state.lows[0] if self.low is None else min(self.low, state.lows[0])
+            self.high = state.highs[-1] if self.high is None else max(self.high, state.highs[-1])
+            for i, n in enumerate((state.tags, state.tag_changes, state.arcs, state.arc_changes)):
+                self.transitions[i] += n
+            if self.last_us is None or state.last_us >= self.last_us:
+                self.last_us, self.last_value = state.last_us, state.last_value
+            outside, exact = state.beyond(low, high)
+            self.outside += outside
+            self.outside_exact = self.outside_exact and exact
 
 
 def limits_of(registration: Registration | None) -> tuple[float, float]:
@@ -202,17 +223,37 @@ class Scores:
 
     def scored(self, merged: Merged) -> bool:
         """Whether it takes part in scores, ranks, drift and alerts: in strict mode only what is registered does."""
-        return merged.registration is not None or not self.settings.variables_strict
+        return self.admits(merged.registration)
 
-    def every(self, reader: Reader) -> Iterator[Merged]:
-        """All variables that have forecasts or are registered, in no particular order."""
+    def admits(self, registration: Registration | None) -> bool:
+        """The same, of a variable's registration."""
+        return registration is not None or not self.settings.variables_strict
+
+    def found(self, reader: Reader) -> Iterator[tuple[str, list[Partial], Registration | None]]:
+        """Name, partials and registration of all variables that have forecasts or are registered, in no particular order."""
         registry = {key: newest(states) for key, states in reader.scan(self.kept.registry)}
         for key, states in reader.scan(self.kept.partials):
             registration = registry.pop(key, None)
-            if registration is not None or any(state.count for state in states):
-                yield Merged(key[0], states, registration)
+            if registration is not None or any([state.count for state in states]):
+                yield key[0], states, registration
         for key, registration in registry.items():
-            yield Merged(key[0], (), registration)
+            yield key[0], [], registration
+
+    def every(self, reader: Reader) -> Iterator[Merged]:
+        """All of them, merged."""
+        return (Merged(*one) for one in self.found(reader))
+
+    def value(self, tally: Tally, key: str) -> float | None:
+        """One figure of the score of a variable that is scored; `key` of `RANK_KEYS`."""
+        if key == "count":
+            return tally.count
+        if key == "certified_count":
+            return tally.certified
+        if key == "volatility":
+            return rounded(tally.volatility())
+        if key == "trust_weight":
+            return rounded(tally.trust_weight(bool(tally.drift(self.settings.drift_threshold))))
+        return rounded(getattr(tally, key))
 
     def score(self, merged: Merged, as_of: int | None, exact: bool = False) -> dict[str, Any]:
         """The fields of a score (`lag` is added by HTTP). Scores of what is not scored are null.
@@ -295,22 +336,22 @@ def variable_views(kept: VariableTables, settings: VariableSettings) -> list[Vie
     def listed(reader: Reader, params: ListParams) -> dict[str, Any]:
         unknown: dict[str, int] = {}
         shown = []
-        for merged in scores.every(reader):
-            known = merged.registration
-            if not scores.scored(merged):
-                unknown[merged.name] = merged.count
+        for one in scores.found(reader):
+            name, states, known = one
+            if not scores.admits(known):
+                unknown[name] = sum(state.count for state in states)
             elif (
-                merged.count >= params.min_count
+                (not params.min_count or sum(state.count for state in states) >= params.min_count)
                 and (params.kind is None or (known is not None and known.kind == params.kind))
                 and (params.registered is None or params.registered == (known is not None))
             ):
-                shown.append(merged)
-        shown.sort(key=lambda merged: merged.name)
-        on_page, cursor = page(shown, params.limit, params.cursor, lambda merged: merged.name)
+                shown.append(one)
+        shown.sort(key=itemgetter(0))
+        on_page, cursor = page(shown, params.limit, params.cursor, itemgetter(0))
         overflow = sum(state.n for state in reader.rows(kept.overflow, ()))
         as_of = reader.as_of()
         return {
-            "variables": [scores.score(merged, as_of, params.exact) for merged in on_page],
+            "variables": [scores.score(Merged(*one), as_of, params.exact) for one in on_page],
             "unknown": dict(sorted(unknown.items())) if params.cursor is None else {},
             "overflow": overflow,
             "cursor": cursor,
@@ -321,18 +362,17 @@ def variable_views(kept: VariableTables, settings: VariableSettings) -> list[Vie
         key = params.key
         if key not in RANK_KEYS:
             raise BadParameter("key", f"expected one of {', '.join(RANK_KEYS)}")
-        found = [merged for merged in scores.every(reader) if merged.count >= params.min_count and scores.scored(merged)]
-        as_of = reader.as_of()
-        ranked = [(merged, scores.score(merged, as_of)) for merged in found]
+        found = []
         sign = -1 if params.order == "desc" else 1
-
-        def place(item: tuple[Merged, dict[str, Any]]) -> tuple[bool, float, tuple[float, int, int, int], str]:
-            merged, score = item
-            value = score[key]
-            return value is None, 0.0 if value is None else sign * value, merged.first, merged.name
-
-        ranked.sort(key=place)
-        shown = [{"rank": at, **score} for at, (_, score) in enumerate(ranked[: params.limit], 1)]
+        for name, states, registration in scores.found(reader):
+            if scores.admits(registration):
+                tally = Tally(states)
+                if tally.count >= params.min_count:
+                    value = scores.value(tally, key)
+                    found.append((value is None, 0.0 if value is None else sign * value, tally.first, name, states, registration))
+        as_of = reader.as_of()
+        best = nsmallest(params.limit, found, key=itemgetter(0, 1, 2, 3))
+        shown = [{"rank": at, **scores.score(Merged(*one[3:]), as_of)} for at, one in enumerate(best, 1)]
         names = [score["name"] for score in shown]
         return {"key": key, "order": params.order, "names": names, "variables": shown, "as_of": rfc3339_or_none(as_of)}
 

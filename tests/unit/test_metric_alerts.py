@@ -48,7 +48,7 @@ def z_of(values: list[float], x: float) -> float | None:
 class Recount:
     """What the rules say of a series, by looking at every value again."""
 
-    def __init__(self, values: list[Value], tags: list[bool], name: str) -> None:
+    def __init__(self, values: list[Value], tags: list[bool], name: str, noise: float = 0.0) -> None:
         self.outliers: list[tuple[int, float | None]] = []
         self.anomaly: list[tuple[str, str, str, str]] = []
         self.nonfinite: list[tuple[str, str, str, str]] = []
@@ -106,6 +106,9 @@ class Recount:
                         level = "critical" if ratio > 1.25 else "warning" if ratio > 1.1 or (now != "ok" and ratio > 1.05) else "ok"
                         if now == "ok":
                             frozen = baseline
+                            worse = (means[-1] - baseline) * (-1 if name == "accuracy" else 1)
+                            if noise and worse <= noise * np.std(finite[-101:-1], ddof=1) * np.sqrt(2 / 10):
+                                level = "ok"
                         self._to("degraded", i, level)
 
     def _to(self, rule: str, i: int, level: str) -> None:
@@ -352,6 +355,20 @@ def test_a_baseline_tag_replaces_the_best_mean_late_ones_do_not_and_an_open_aler
     log.send([metric(30 + i, 0.525, "loss") for i in range(10)])
     assert [m[1] for m in told(log, "degraded")][-1] == "resolved"
     assert log.get("/metrics/watched")["series"][0]["baseline"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_with_a_noise_limit_healthy_batches_open_nothing_and_a_doubled_loss_is_told_within_ten_values(name: str) -> None:
+    rng = random.Random(5)
+    better, worse = (0.3, 0.6) if name == "loss" else (0.8, 0.4)
+    values: list[Value] = [(better if i < 600 else worse) * rng.lognormvariate(0, 0.25) for i in range(800)]
+    events = [metric(i, x, name) for i, x in enumerate(values)]
+    loud, quiet = Log([MetricAlerts()]), Log([MetricAlerts(MetricAlertSettings(degraded_noise=5.0))])
+    loud.send(events)
+    quiet.send(events)
+    assert sum(what == "opened" for _, what, _, _ in told(loud, "degraded")) > 3
+    assert told(quiet, "degraded") == Recount(values, [False] * len(values), name, 5.0).degraded
+    assert next(m["derivedfrom"] for m in quiet.alerts("metric.degraded")) in {f"e{i}" for i in range(600, 610)}
 
 
 def test_a_baseline_of_zero_or_less_is_not_judged_and_nineteen_values_are_too_few() -> None:

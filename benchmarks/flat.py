@@ -1,0 +1,102 @@
+"""Whether folding an event costs the same at a million events as at ten thousand, for every event type.
+
+Run: ``python -m benchmarks.flat [--events 1000000] [--only TYPE] [--write]``. No broker is needed. One partition folds so many events; then
+it and a young one, which has folded 10,000, take turns chunk by chunk, so that other work on the machine meets both alike. The figure
+is the median ratio of the CPU times of such a pair; the goal is at most 1.2. `--write` puts the rows of the types measured into
+benchmarks/flat.md and leaves the others there as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from pathlib import Path
+from statistics import median
+from time import process_time
+
+from .workloads import WORKLOADS, Feed, Workload
+
+YOUNG = 10_000
+CHUNK = 1000
+PAIRS = 30
+GOAL = 1.2
+HERE = Path(__file__).with_suffix(".md")
+HEAD = """# Fold time per event at a million events
+
+`python -m benchmarks.flat --write`; a type at a time with `--only`. Microseconds of CPU an event (decoding, dedupe, every fold and
+rule), the median of {pairs} chunks of {chunk}; *ratio*: median over pairs of chunks that were folded one after the other. Goal: at most {goal}.
+
+| type | keys | old at | µs at {young} | µs then | ratio | rows young | rows old |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def timed(feed: Feed) -> float:
+    """Microseconds of CPU an event, of the next chunk."""
+    records = feed.chunk(CHUNK)
+    begun = process_time()
+    feed.absorb(records)
+    took = process_time() - begun
+    feed.settle()
+    return took / CHUNK * 1e6
+
+
+def rows(feed: Feed) -> int:
+    """Rows in all tables."""
+    return sum(len(space) for spaces in feed.p.spaces for space in spaces.values())
+
+
+def measure(name: str, of: Workload, events: int) -> str:
+    """A row of the table."""
+    old = Feed(of)
+    while old.n < events:
+        old.absorb(old.chunk(CHUNK))
+        old.settle()
+    young = Feed(of)
+    while young.n < YOUNG:
+        young.absorb(young.chunk(CHUNK))
+        young.settle()
+    gc.collect()
+    gc.freeze()
+    found = []
+    sizes = rows(young), rows(old)
+    for turn in range(PAIRS):
+        if turn % 2:
+            one = timed(young)
+            found.append((one, timed(old)))
+        else:
+            other = timed(old)
+            found.append((timed(young), other))
+    young.check()
+    old.check()
+    before, after, ratio = median(a for a, _ in found), median(b for _, b in found), median(b / a for a, b in found)
+    note = "" if ratio <= GOAL else " **above the goal**"
+    return f"| {name} | {of.keys} | {events:,} | {before:.1f} | {after:.1f} | {ratio:.2f}{note} | {sizes[0]:,} | {sizes[1]:,} |"
+
+
+def write(found: dict[str, str]) -> None:
+    """Put rows into the table, in the order of `WORKLOADS`."""
+    there = {line.split(" | ")[0][2:]: line for line in HERE.read_text().splitlines() if line.startswith("| ")} if HERE.exists() else {}
+    there.update(found)
+    head = HEAD.format(pairs=PAIRS, chunk=CHUNK, goal=GOAL, young=f"{YOUNG:,}")
+    HERE.write_text(head + "".join(there[name] + "\n" for name in WORKLOADS if name in there))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--write", action="store_true")
+    words = parser.parse_args()
+    gc.set_threshold(50_000, 20, 100)  # as a worker has it
+    for name, of in WORKLOADS.items():
+        if words.only in name:
+            line = measure(name, of, words.events)
+            print(line, flush=True)
+            if words.write:
+                write({name: line})
+
+
+if __name__ == "__main__":
+    main()
