@@ -30,6 +30,7 @@ from tables.window_views import bound
 
 from .archive import Archive
 from .auth import Caller, Denied, Tokens
+from .cleared import forgotten
 from .limits import (
     ACK_S,
     BODY_S,
@@ -420,7 +421,7 @@ class Routes:
         shown = []
         for entry in self.engine.board.of(caller.tenant):
             message = entry.message
-            if params.state == "open" and not entry.open:
+            if (params.state == "open" and not entry.open) or forgotten(self.engine, entry):
                 continue
             if params.rule is not None and message["data"]["rule"] != params.rule:
                 continue

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from streams.derive import time_text
 from tables.fold import View
-from tables.partition import COUNTERS, WATERMARK, Counters
+from tables.partition import CLEARED, COUNTERS, WATERMARK, Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -101,8 +101,14 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
 
 
 def tenants_of(engine: Any) -> list[str]:
-    """Tenants that have rows here, sorted."""
-    found = {tenant for shard in engine.core.shards.values() for space in shard.partition.spaces for tenant, rows in space.items() if rows}
+    """Tenants that have rows here, sorted; not one that was cleared and has sent nothing since."""
+    found: set[str] = set()
+    for shard in engine.core.shards.values():
+        marks, cleared = (shard.partition.spaces[table.index] for table in (WATERMARK, CLEARED))
+        for index, spaces in enumerate(shard.partition.spaces):
+            if index not in (WATERMARK.index, CLEARED.index):
+                found.update(tenant for tenant, rows in spaces.items() if rows)
+        found.update(tenant for tenant, rows in marks.items() if rows and not cleared.get(tenant))
     return sorted(found - {""})
 
 

@@ -75,6 +75,7 @@ class Spool:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA journal_size_limit=4194304")
+            self._db.execute("PRAGMA secure_delete=ON")  # an event that has left leaves no bytes behind, once the write-ahead log has gone too
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS spool "
                 "(n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, topic TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL)"

@@ -27,10 +27,13 @@ def events(n: int) -> list[dict[str, Any]]:
     return [{"id": f"{kind}{n}", "source": "t", "type": kind, "time": "2026-03-02T00:00:00Z", "data": one} for kind, one in data]
 
 
-def last(broker: EmbeddedBroker) -> dict[bytes, bytes | None]:
-    """What compaction would leave of the changelogs."""
+def last(broker: EmbeddedBroker, *topics: str) -> dict[bytes, bytes | None]:
+    """What compaction would leave of topics; of the changelogs where none is named."""
     consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "r", "enable.partition.eof": True, "log_level": 0})
     places = [TopicPartition(changelog_name("pulsefold.", "pulsefold", topic), n, 0) for topic in SOURCE_TOPICS for n in range(PARTITIONS)]
+    if topics:
+        listed = consumer.list_topics(timeout=10).topics
+        places = [TopicPartition(topic, n, 0) for topic in topics for n in listed[topic].partitions]
     consumer.assign(places)
     found: dict[bytes, bytes | None] = {}
     ended = 0
@@ -51,6 +54,16 @@ def kept(broker: EmbeddedBroker, tenant: str) -> set[str]:
     return {table.split(".")[0] for table, of, _ in parsed if of == tenant}
 
 
+def scored(broker: EmbeddedBroker, tenant: bytes) -> list[bytes]:
+    """Keys of a tenant that the topic of scores has a value for."""
+    return [key for key, value in last(broker, "pulsefold.scores").items() if value is not None and key.partition(b"|")[2].startswith(tenant + b"|")]
+
+
+def told(broker: EmbeddedBroker, tenant: bytes) -> list[bytes]:
+    """Alerts of a tenant whose last message is on the topic."""
+    return [key for key, value in last(broker, "pulsefold.alerts").items() if value is not None and b'"tenant":"' + tenant + b'"' in value]
+
+
 @pytest.mark.timeout(180)
 def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
     gone, stays = {"X-Tenant": "gone"}, {"X-Tenant": "stays"}
@@ -68,20 +81,25 @@ def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(e
 
     for headers in (gone, stays):
         worker.until(lambda headers=headers: known(headers) == [12, 12, 12, 1])
+    worker.until(lambda: len(scored(embedded, b"gone")) == len(scored(embedded, b"stays")) == 12)
     before = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts") if message["tenant"] == "stays"]
     command = {"id": "clear", "source": "t", "type": "tenant.cleared.v1", "time": "2026-03-02T01:00:00Z", "data": {"scope": "all"}}
     assert post(worker, command, **gone)[1]["results"][0]["accepted"]
     worker.until(lambda: known(gone) == [0, 0, 0, 0])
     worker.until(lambda: kept(embedded, "gone") == {"watermark", "cleared"})
     assert len(kept(embedded, "stays")) > 10
+    worker.until(lambda: scored(embedded, b"gone") == [] and told(embedded, b"gone") == [])
+    assert len(scored(embedded, b"stays")) == 12 and len(told(embedded, b"stays")) == len({one["data"]["alert_id"] for one in before})
+    assert worker.ask("/alerts", headers=gone, state="all")[1]["alerts"] == []
     worker.kill()
     worker.start()
     worker.until(worker.absorbed)
     assert known(gone) == [0, 0, 0, 0] and known(stays) == [12, 12, 12, 1]
+    assert worker.ask("/alerts", headers=gone, state="all")[1]["alerts"] == []
     assert worker.get("/status")["counts"]["folded"] == 12 * 4 * 2 + 1 + 4 * PARTITIONS
-    told = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts")]
-    assert [message for message in told if message["tenant"] == "stays"] == before
-    resolved = [m["data"] for m in told if m["tenant"] == "gone" and m["type"] == "alert.resolved.v1"]
+    messages = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts")]
+    assert [message for message in messages if message["tenant"] == "stays"] == before
+    resolved = [m["data"] for m in messages if m["tenant"] == "gone" and m["type"] == "alert.resolved.v1"]
     assert resolved and {one["reason"] for one in resolved} == {"cleared"}
     assert len({one["alert_id"] for one in resolved}) == len(resolved)
     post(worker, {**events(0)[0], "id": "anew"}, **gone)
