@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from agents.scan import Sought, look
 from streams.broker import EmbeddedBroker
+from streams.settings import load
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.rows import parse_wire_key
 
@@ -64,8 +67,16 @@ def told(broker: EmbeddedBroker, tenant: bytes) -> list[bytes]:
     return [key for key, value in last(broker, "pulsefold.alerts").items() if value is not None and b'"tenant":"' + tenant + b'"' in value]
 
 
-@pytest.mark.timeout(180)
-def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
+@pytest.mark.timeout(300)
+def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    worker = WorkerProcess(embedded.bootstrap, tmp_path, partitions=PARTITIONS, archive_dir=tmp_path / "archive").start()
+    try:
+        clear(embedded, worker, tmp_path)
+    finally:
+        worker.stop()
+
+
+def clear(embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path) -> None:
     gone, stays = {"X-Tenant": "gone"}, {"X-Tenant": "stays"}
     for n in range(12):
         for headers in (gone, stays):
@@ -83,6 +94,10 @@ def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(e
         worker.until(lambda headers=headers: known(headers) == [12, 12, 12, 1])
     worker.until(lambda: len(scored(embedded, b"gone")) == len(scored(embedded, b"stays")) == 12)
     before = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts") if message["tenant"] == "stays"]
+    settings = load({"bootstrap": embedded.bootstrap, "archive_dir": str(tmp_path / "archive")}, {})
+    worker.until(lambda: worker.get("/status")["archive"].get("rows", 0) > 0)
+    found = {one.place.removeprefix("pulsefold."): one for one in look(settings, Sought("gone"))}
+    assert {place for place, one in found.items() if one.live} >= {"alerts", "scores", "pulsefold-costs-changelog", str(tmp_path / "archive")}
     command = {"id": "clear", "source": "t", "type": "tenant.cleared.v1", "time": "2026-03-02T01:00:00Z", "data": {"scope": "all"}}
     assert post(worker, command, **gone)[1]["results"][0]["accepted"]
     worker.until(lambda: known(gone) == [0, 0, 0, 0])
@@ -91,6 +106,9 @@ def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(e
     worker.until(lambda: scored(embedded, b"gone") == [] and told(embedded, b"gone") == [])
     assert len(scored(embedded, b"stays")) == 12 and len(told(embedded, b"stays")) == len({one["data"]["alert_id"] for one in before})
     assert worker.ask("/alerts", headers=gone, state="all")[1]["alerts"] == []
+    worker.until(lambda: all(one.live == 0 for one in look(settings, Sought("gone"))), 120)
+    found = {one.place.removeprefix("pulsefold."): one for one in look(settings, Sought("gone"))}
+    assert found["pulsefold-costs-changelog"].name >= PARTITIONS and found["pulsefold-costs-changelog"].waiting and found["costs"].log == 12 + PARTITIONS
     worker.kill()
     worker.start()
     worker.until(worker.absorbed)
