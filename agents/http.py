@@ -366,7 +366,9 @@ class Routes:
     async def readyz(self, request: web.Request) -> web.Response:
         """The tables are restored."""
         followed, total = self.engine.progress()
-        body = {"ready": self.engine.ready, "restored": followed, "to_restore": total}
+        body: dict[str, Any] = {"ready": self.engine.ready, "restored": followed, "to_restore": total}
+        if self.archive.behind():
+            body["degraded"] = ["archive"]  # why is in /status and in the log; folds and their views do not depend on it
         return answer(body, 200 if self.engine.ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:

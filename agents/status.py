@@ -184,6 +184,12 @@ class _Worker(Collector):
             yield CounterMetricFamily(f"pulsefold_engine_{name}", f"Engine: {name.replace('_', ' ')}.", value=n)
         yield CounterMetricFamily("pulsefold_alert_messages", "Alert messages read.", value=engine.board.n_messages)
         yield GaugeMetricFamily("pulsefold_open_alerts", "Alerts that stand.", value=sum(e.open for e in engine.board.entries.values()))
+        archive = self.routes.archive.status()
+        if archive["enabled"]:
+            behind = "1 while the archive cannot be written or read; what it lacks is on the log."
+            yield GaugeMetricFamily("pulsefold_archive_behind", behind, value=int(self.routes.archive.behind()))
+            yield GaugeMetricFamily("pulsefold_archive_lag_records", "Records on the log that the archive has not read.", value=archive.get("lag", 0))
+            yield GaugeMetricFamily("pulsefold_archive_tail_bytes", "Bytes of JSON that are read and in no file yet.", value=archive.get("tail_bytes", 0))
         requests = CounterMetricFamily("pulsefold_http_requests", "Requests answered.", labels=["route", "status"])
         for (route, code), n in self.routes.n_requests.items():
             requests.add_metric([route, str(code)], n)
