@@ -183,6 +183,7 @@ class _Worker(Collector):
         for name, n in engine.n.items():
             yield CounterMetricFamily(f"pulsefold_engine_{name}", f"Engine: {name.replace('_', ' ')}.", value=n)
         yield CounterMetricFamily("pulsefold_alert_messages", "Alert messages read.", value=engine.board.n_messages)
+        yield CounterMetricFamily("pulsefold_alert_messages_lost", "Alert messages that readers of streams were too slow for.", value=engine.board.n_lost)
         yield GaugeMetricFamily("pulsefold_open_alerts", "Alerts that stand.", value=sum(e.open for e in engine.board.entries.values()))
         archive = self.routes.archive.status()
         if archive["enabled"]:
