@@ -28,12 +28,30 @@ def security(settings: Gets) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ConfigError("kafka_ssl_cafile", f"{cafile} holds no certificates that can be read ({bad.strerror or bad})") from None
         if cafile:
             theirs["ssl.ca.location"] = cafile
+        cert, key = settings.get("kafka_ssl_certfile"), settings.get("kafka_ssl_keyfile")
+        needs_credentials(settings)
+        if cert is not None:
+            try:
+                ours["ssl_context"].load_cert_chain(cert, key, password=no_password)
+            except (OSError, ssl.SSLError, ValueError) as bad:
+                name, said = ("kafka_ssl_certfile" if key is None else "kafka_ssl_keyfile"), getattr(bad, "strerror", None) or bad
+                raise ConfigError(name, f"{cert}{'' if key is None else f' and {key}'} are no certificate and its key ({said})") from None
+            theirs |= {"ssl.certificate.location": cert, "ssl.key.location": key or cert}
     if "SASL" in protocol:
         needs_credentials(settings)
         mechanism, user, password = (settings.get(f"kafka_sasl_{n}") for n in ("mechanism", "username", "password"))
         ours |= {"sasl_mechanism": mechanism, "sasl_plain_username": user, "sasl_plain_password": password}
         theirs |= {"sasl.mechanism": mechanism, "sasl.username": user, "sasl.password": password}
     return ours, theirs
+
+
+def no_password() -> str:
+    """What is asked for the password of an encrypted key.
+
+    Raises:
+        ValueError: always; OpenSSL would ask on the terminal.
+    """
+    raise ValueError("the key is encrypted; give one that is not")
 
 
 def discover_partitions(settings: Gets, security: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], bool]:

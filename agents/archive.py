@@ -127,6 +127,10 @@ class Archive(Service):  # type: ignore[misc]  # mode is untyped here
         if process is not None:
             await self._end(process)
 
+    def behind(self) -> bool:
+        """Whether the archive lags because something is wrong with it: its disk is full, say."""
+        return self.enabled and (self.said.get("error") is not None or (self.said.get("problem") or "starting") != "starting")
+
     def status(self) -> dict[str, Any]:
         """For /status."""
         if not self.enabled:

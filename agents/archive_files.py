@@ -23,7 +23,6 @@ from typing import Any
 import duckdb
 
 from streams.aside import aside
-from tables.times import DAY_US
 
 from .archive_rows import NAMES, TABLE
 
@@ -330,7 +329,7 @@ class Folder:
 
     # ---- what has to go
 
-    def tidy(self, keep_from: Mapping[str, int], now_us: int, days: float) -> int:
+    def tidy(self, keep_from: Mapping[str, int], floors: Mapping[str, int], slack_us: int) -> int:
         """Remove what is past its time and what was cleared; returns the number of rows removed.
 
         A file all of whose rows are past is deleted, unless it is the last of its partition; one with a day's worth of such
@@ -338,28 +337,42 @@ class Folder:
 
         Args:
             keep_from: tenant -> event time before which its rows go, microseconds.
-            now_us: the clock.
-            days: `archive_days`; rows that are older than this by both event time and Kafka timestamp go whosever they are.
+            floors: tenant -> the same by the clock, ``""`` for every other one and for rows of nobody: rows that are older by both event time and
+                Kafka timestamp go however silent the tenant is.
+            slack_us: what may wait for more.
         """
         gone = 0
-        slack = int(min(1.0, days / 10) * DAY_US)
-        floor = now_us - int(days * DAY_US)
         for place in sorted(self.pieces):
             newest = max(self.pieces[place], default=0)
             upto: dict[str, int] = {}
             for piece in self.pieces[place].values():
                 for tenant, offset in piece.cleared.items():
                     upto[tenant] = max(upto.get(tenant, -1), offset)
+            self._forget_broken(place, max(upto.values(), default=-1))
             for first, piece in sorted(self.pieces[place].items()):
                 erased = {tenant: offset for tenant, offset in upto.items() if offset >= first and piece.may_have(tenant)}
-                if piece.rows and (erased or _past(piece, keep_from, floor, slack)):
-                    gone += self._without(piece, erased, keep_from, floor, delete=first != newest)
+                if piece.rows and (erased or _past(piece, keep_from, floors, slack_us)):
+                    gone += self._without(piece, erased, keep_from, floors, delete=first != newest)
         return gone
 
-    def _without(self, piece: Piece, erased: Mapping[str, int], keep_from: Mapping[str, int], floor: int, *, delete: bool) -> int:
+    def _forget_broken(self, place: Place, upto: int) -> None:
+        """Delete broken files that were put aside, where a tenant was cleared since: nobody can tell what is in them, and they were made again."""
+        ranges = self.pieces[place]
+        for first in sorted(self.again.get(place, ())):
+            if first <= upto and first in ranges:
+                for path in self.path.glob(f"{place[0]}-{place[1]}-{first}-*.parquet.broken"):
+                    path.unlink(missing_ok=True)
+                self.again[place].discard(first)
+
+    def _without(self, piece: Piece, erased: Mapping[str, int], keep_from: Mapping[str, int], floors: Mapping[str, int], *, delete: bool) -> int:
         """Write a file again without what has to go, if there is any; returns how many rows went."""
-        params: dict[str, Any] = {"paths": [piece.path], "floor": floor}
-        keeps = ["NOT (epoch_us(time) < $floor AND epoch_us(timestamp) < $floor)"]
+        params: dict[str, Any] = {"paths": [piece.path], "floor": floors[""]}
+        floor = "$floor"
+        own = {tenant: at for tenant, at in floors.items() if tenant and piece.may_have(tenant)}
+        if own:
+            params |= {"own_tenants": list(own), "own_floors": list(own.values())}
+            floor = "coalesce(list_extract($own_floors, list_position($own_tenants, tenant)), $floor)"
+        keeps = [f"NOT (epoch_us(time) < {floor} AND epoch_us(timestamp) < {floor})"]
         limits = {tenant: at for tenant, at in keep_from.items() if piece.may_have(tenant) and piece.span(tenant)[0] < at}
         if limits:
             params |= {"kept_tenants": list(limits), "kept_from": list(limits.values())}
@@ -385,17 +398,19 @@ class Folder:
         return piece.rows - made.rows
 
 
-def _past(piece: Piece, keep_from: Mapping[str, int], floor: int, slack: int) -> bool:
+def _past(piece: Piece, keep_from: Mapping[str, int], floors: Mapping[str, int], slack: int) -> bool:
     """Whether enough of a file is past its time to write it again: all of a tenant's rows, or a slack's worth."""
     if piece.min_us is None or piece.stamp_us is None:
         return False
-    if piece.tenants is None or (piece.stamp_us < floor and piece.min_us < floor - slack):
+    if piece.tenants is None:
         return True
     for tenant, (_, low, high) in piece.tenants.items():
-        limit = keep_from.get(tenant, floor)
+        floor = floors.get(tenant, floors[""])
+        limit = max(keep_from.get(tenant, floor), floor) if piece.stamp_us < floor else keep_from.get(tenant, floor)
         if high < limit or low < limit - slack:
             return True
-    return False
+    nobodys = piece.rows - sum(n for n, _, _ in piece.tenants.values())
+    return nobodys > 0 and piece.stamp_us < floors[""] and piece.min_us < floors[""] - slack
 
 
 def _about(body: Mapping[str, Any]) -> dict[str, Any]:

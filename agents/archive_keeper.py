@@ -67,7 +67,7 @@ class Keeper:
         path: the archive's folder.
         counts: source topic (without prefix) -> partitions.
         window, max_future_us: as the folds have them.
-        days: `archive_days`.
+        days: `archive_days`: by tenant, ``""`` for every other one; or one number for all.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Keeper:
         identities: Mapping[str, int] | None = None,
         window: int = 65_536,
         max_future_us: int = 3_600_000_000,
-        days: float = 90.0,
+        days: Mapping[str, float] | float = 90.0,
         chunk: int = CHUNK,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -93,7 +93,8 @@ class Keeper:
         )  # fmt: skip
         self.folder = Folder(path, self.database, prefix=prefix, identities=identities or dict.fromkeys(counts, 0), chunk=chunk)
         self.counts = dict(counts)
-        self.window, self.max_future_us, self.days, self.clock = window, max_future_us, days, clock
+        self.window, self.max_future_us, self.clock = window, max_future_us, clock
+        self.days: Mapping[str, float] = days if isinstance(days, Mapping) else {"": days}
         self.rows: dict[Place, Rows] = {}
         self.tails = {topic: Tail(ends=[0] * n, covered=[-1] * n) for topic, n in counts.items()}
         self.newest: dict[str, int] = {}
@@ -277,7 +278,10 @@ class Keeper:
             return  # the clearing itself is not in a file yet
         self._tidied_at, self._untidy = now, False
         try:
-            self.removed += self.folder.tidy({tenant: self.keep_from_us(tenant) for tenant in self.newest}, int(self.clock() * 1e6), self.days)
+            now_us = int(self.clock() * 1e6)
+            floors = {tenant: now_us - int(days * DAY_US) for tenant, days in self.days.items()}
+            slack_us = int(min(1.0, min(self.days.values()) / 10) * DAY_US)
+            self.removed += self.folder.tidy({tenant: self.keep_from_us(tenant) for tenant in self.newest}, floors, slack_us)
         except (OSError, duckdb.Error) as failed:
             self._untidy = True
             self._failed(f"{self.folder.path} cannot be tidied: {line_of(failed)}")
@@ -345,7 +349,7 @@ class Keeper:
         """Event time before which the tenant's rows are past their time: `archive_days` before its newest event."""
         newest = self.newest.get(tenant)
         now_us = int(self.clock() * 1e6)
-        return (now_us if newest is None else min(newest, now_us)) - int(self.days * DAY_US)
+        return (now_us if newest is None else min(newest, now_us)) - int(self.days.get(tenant, self.days[""]) * DAY_US)
 
     def lag(self, ends: Mapping[Place, int]) -> int:
         """Records on the log that are not read yet."""
@@ -356,7 +360,7 @@ class Keeper:
         pieces = self.folder.all()
         return {
             "dir": str(self.folder.path),
-            "days": self.days,
+            "days": self.days[""],
             "error": self.error,
             "broken_files": list(self.folder.broken),
             **total(pieces),

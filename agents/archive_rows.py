@@ -2,7 +2,8 @@
 
 The rules this file keeps: the rows of a range of offsets are a function of the log alone, so whoever makes them makes the same;
 every record is a row, also one that no fold takes (`reason` says why) and one that repeats an id (`duplicate`), so that counts
-can be compared; of a record that is no event nothing is kept but its place, its key and its digest.
+can be compared; of a record that is no event nothing is kept but its place and its digest: its key may name a tenant, whose clearing
+would not find it.
 """
 
 from __future__ import annotations
@@ -153,14 +154,14 @@ class Rows:
             value = record.value or b""
             sizes[at] = len(value)
             digests[at] = hashlib.sha256(value).digest()
-            if record.key:
-                texts["key"][at] = record.key.decode("utf-8", "backslashreplace")
             if reasons[at] is not None:
                 texts["reason"][at] = str(reasons[at])
                 times[at] = record.timestamp * 1000
                 continue
             if event is None:
                 continue
+            if record.key:
+                texts["key"][at] = record.key.decode("utf-8", "backslashreplace")
             data = event.data
             envelope = _envelope(value)
             given[at] = event.time is not None

@@ -32,6 +32,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streams.errors import PulsefoldError
+from streams.settings import Gets
 
 from .access import discover_partitions, security
 from .archive_files import Place, Unusable
@@ -142,15 +143,10 @@ class Archivist:
 
     def _path(self, given: str | None, identities: Mapping[str, int], embedded: bool) -> Path:
         """The archive's folder."""
-        if given is not None:
-            return Path(given).expanduser()
-        if embedded:  # it keeps nothing, nor do we
+        if given is None and embedded:  # it keeps nothing, nor do we
             self.temporary = self.temporary or tempfile.mkdtemp(prefix="pulsefold-archive-")
             return Path(self.temporary)
-        get = self.settings.get
-        base = get("data_dir") or Path(tempfile.gettempdir()) / f"pulsefold-{get('app_id')}"
-        log_name = zlib.crc32(repr((get("topic_prefix"), sorted(identities.items()))).encode())
-        return Path(base) / f"archive-{log_name:08x}"
+        return folder_of(self.settings, identities)
 
     async def _write_thread(self, work: Callable[..., Any], *words: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.writer, work, *words)
@@ -284,6 +280,16 @@ class Archivist:
 
             self.past = Past(self.settings, keeper.counts, Log(self.settings))
         return self.past.answer(keeper, tenant, params)
+
+
+def folder_of(settings: Gets, identities: Mapping[str, int]) -> Path:
+    """The archive's folder, as set, or beside `data_dir`, named after the log."""
+    get = settings.get
+    if get("archive_dir") is not None:
+        return Path(get("archive_dir")).expanduser()
+    base = get("data_dir") or Path(tempfile.gettempdir()) / f"pulsefold-{get('app_id')}"
+    log_name = zlib.crc32(repr((get("topic_prefix"), sorted(identities.items()))).encode())
+    return Path(base) / f"archive-{log_name:08x}"
 
 
 def _last_words(keeper: Keeper) -> None:

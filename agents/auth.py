@@ -61,12 +61,14 @@ class Caller:
         tenant: whose data; ``*`` = everybody's, for an admin token that asked for that.
         bound: the tenant comes from a token.
         operator: may see the worker's own figures: sums over tenants, offsets, settings.
+        name: the token's hash, by which its requests are counted; empty where there are no tokens.
     """
 
     tenant: str
     scopes: frozenset[str]
     bound: bool
     operator: bool
+    name: str = ""
 
 
 def token_hash(token: str) -> str:
@@ -143,10 +145,10 @@ class Tokens:
                 raise Denied(400, "X-Tenant: an admin token must name the tenant")
             if x_tenant == "*" and not sums:
                 raise Denied(403, "X-Tenant: sums over tenants are not served by this view")
-            return Caller(x_tenant, grant.scopes, bound=True, operator="admin" in grant.scopes)
+            return Caller(x_tenant, grant.scopes, bound=True, operator="admin" in grant.scopes, name=offered)
         if x_tenant is not None and x_tenant != grant.tenant:
             raise Denied(403, "X-Tenant: the token belongs to another tenant")
-        return Caller(grant.tenant, grant.scopes, bound=True, operator="admin" in grant.scopes)
+        return Caller(grant.tenant, grant.scopes, bound=True, operator="admin" in grant.scopes, name=offered)
 
 
 class TokenFile(Tokens):

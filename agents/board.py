@@ -72,6 +72,20 @@ class Entry:
         return self.message["type"] != "alert.resolved.v1" and not self.message["data"].get("notice")
 
 
+class Subscription(asyncio.Queue[dict[str, Any]]):
+    """New messages that a subscriber has not taken yet.
+
+    Attributes:
+        tenant: whose messages; None = everybody's.
+        n_lost: messages that there was no room for since it was last told.
+    """
+
+    def __init__(self, size: int, tenant: str | None = None) -> None:
+        super().__init__(size)
+        self.tenant = tenant
+        self.n_lost = 0
+
+
 class Board:
     """Alerts by id; subscribers get every new message.
 
@@ -86,7 +100,7 @@ class Board:
     def __init__(self, recent: int = 1000) -> None:
         self.entries: dict[str, Entry] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=recent)
-        self.subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self.subscribers: set[Subscription] = set()
         self.bereaved: set[str] = set()
         self.n_messages = 0
         self.n_lost = 0
@@ -125,10 +139,13 @@ class Board:
         self.told[message["tenant"]] = self.told.get(message["tenant"], 0) + 1
         self.recent.append(message)
         for queue in self.subscribers:
+            if queue.tenant not in (None, message["tenant"]):
+                continue
             try:
                 queue.put_nowait(message)
             except asyncio.QueueFull:
                 self.n_lost += 1
+                queue.n_lost += 1
         return message
 
     def _end(self, name: str) -> None:
@@ -169,9 +186,9 @@ class Board:
         return sorted(mine, key=lambda e: (e.message["time"], e.order), reverse=True)
 
     @contextlib.contextmanager
-    def subscribe(self, size: int = 1000) -> Iterator[asyncio.Queue[dict[str, Any]]]:
-        """A queue of new messages; a subscriber that lags by more than `size` misses some, counted in `n_lost`."""
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(size)
+    def subscribe(self, tenant: str | None = None, size: int = 1000) -> Iterator[Subscription]:
+        """A queue of new messages of a tenant, or of all; a subscriber that lags by more than `size` misses some, counted in `n_lost`."""
+        queue = Subscription(size, tenant)
         self.subscribers.add(queue)
         try:
             yield queue

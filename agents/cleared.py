@@ -1,7 +1,8 @@
 """Alerts of what was cleared: after ``tenant.cleared`` with scope ``all`` nothing is left that could ever resolve them, so the owner of
 the partition that their evidence names does, with reason ``cleared``.
 
-A fold may tell it itself: only what still stands at two looks in a row is resolved here.
+A fold may tell it itself: only what still stands at two looks in a row is resolved here. From the clearing on no view shows such an alert
+(`forgotten`), and when it is resolved `agents.tombstones` ends it without waiting thirty days.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from mode import Service
 from tables.fold import Verdict
 from tables.partition import WATERMARK
 
+from .board import Entry
 from .rules import Rules
+
+
+def forgotten(engine: Any, entry: Entry) -> bool:
+    """Whether an alert tells of what was cleared since: its message has names in it, and nobody may see them any more."""
+    evidence = entry.message["data"]["evidence"]
+    shard = engine.core.shards.get((evidence["topic"], evidence["partition"]))
+    return shard is not None and evidence["offset"] <= shard.partition.cleared_at(entry.message["tenant"]) != -1
 
 
 class ClearedAlerts(Service):  # type: ignore[misc]  # mode is untyped here

@@ -30,6 +30,8 @@ from tables.window_views import bound
 
 from .archive import Archive
 from .auth import Caller, Denied, Tokens
+from .board import Subscription
+from .cleared import forgotten
 from .limits import (
     ACK_S,
     BODY_S,
@@ -129,6 +131,7 @@ class Routes:
         self.views = sorted(every, key=lambda v: (v.path.count("{"), v.path))
         self.split = [(view, view.path.split("/")) for view in self.views]
         self.quota = Quota(settings.get("tenant_events_per_s"))
+        self.queries = Quota(settings.get("queries_per_s"))
         self.open_metrics = bool(settings.get("open_metrics"))
         self.streams: dict[str, int] = {}
         self.raw_asked: dict[str, int] = {}
@@ -229,9 +232,22 @@ class Routes:
 
     # ---- views
 
-    def caller(self, request: web.Request, scope: str = "read", *, sums: bool = False) -> Caller:
-        """Who asks; `sums`: for all tenants is possible."""
-        return self.tokens.caller(request.headers.get("Authorization"), request.headers.get("X-Tenant"), scope, datetime.now(UTC), sums=sums)
+    def caller(self, request: web.Request, scope: str = "read", *, sums: bool = False, again: bool = False) -> Caller:
+        """Who asks, within the quota of its token.
+
+        Args:
+            sums: for all tenants is possible.
+            again: a request that was counted before.
+
+        Raises:
+            Denied: as of `Tokens.caller`; 429 beyond the quota.
+        """
+        caller = self.tokens.caller(request.headers.get("Authorization"), request.headers.get("X-Tenant"), scope, datetime.now(UTC), sums=sums)
+        if scope == "read" and caller.name and not again:
+            wait_s = self.queries.take(caller.name, 1)
+            if wait_s:
+                raise Denied(429, f"more than queries_per_s = {self.queries.per_s:g} with this token; ask again in a moment", retry_s=wait_s)
+        return caller
 
     def reader(self, tenant: str) -> PartitionReader:
         """A reader bound to a tenant."""
@@ -322,7 +338,7 @@ class Routes:
             while not self.engine.should_stop:
                 now, brief = time.monotonic(), self.brief(caller)
                 if brief != told or now - told_at > TELL_S:
-                    self.caller(request)  # a token that has expired, or was taken out, ends its streams
+                    self.caller(request, again=True)  # a token that has expired, or was taken out, ends its streams
                     await write(response, b"event: status\ndata: " + orjson.dumps(brief) + b"\n\n")
                     told, told_at = brief, now
                 message = None
@@ -330,10 +346,12 @@ class Routes:
                     message = await asyncio.wait_for(queue.get(), 0.5)
                 if message is not None:
                     await tell(response, message, caller.tenant)
+                if queue.n_lost:
+                    await tell_lost(response, queue)
         return response
 
     @contextlib.asynccontextmanager
-    async def stream(self, request: web.Request) -> AsyncIterator[tuple[Caller, web.StreamResponse, asyncio.Queue[dict[str, Any]]]]:
+    async def stream(self, request: web.Request) -> AsyncIterator[tuple[Caller, web.StreamResponse, Subscription]]:
         """Who asks, the begun answer, and the alert messages from now on.
 
         A stream that there is no room for is refused before it begins; one whose reader takes nothing, or may not read any more, is ended.
@@ -344,7 +362,7 @@ class Routes:
             raise Denied(503, "too many subscribers", retry_s=5)
         with (
             counted(self.streams, caller.tenant, MOST_STREAMS_OF_ONE, "streams of this tenant are open; close one"),
-            self.engine.board.subscribe() as queue,
+            self.engine.board.subscribe(caller.tenant) as queue,
         ):
             response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
             await response.prepare(request)
@@ -364,7 +382,9 @@ class Routes:
     async def readyz(self, request: web.Request) -> web.Response:
         """The tables are restored."""
         followed, total = self.engine.progress()
-        body = {"ready": self.engine.ready, "restored": followed, "to_restore": total}
+        body: dict[str, Any] = {"ready": self.engine.ready, "restored": followed, "to_restore": total}
+        if self.archive.behind():
+            body["degraded"] = ["archive"]  # why is in /status and in the log; folds and their views do not depend on it
         return answer(body, 200 if self.engine.ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -419,7 +439,7 @@ class Routes:
         shown = []
         for entry in self.engine.board.of(caller.tenant):
             message = entry.message
-            if params.state == "open" and not entry.open:
+            if (params.state == "open" and not entry.open) or forgotten(self.engine, entry):
                 continue
             if params.rule is not None and message["data"]["rule"] != params.rule:
                 continue
@@ -443,11 +463,13 @@ class Routes:
                 with contextlib.suppress(TimeoutError):
                     message = await asyncio.wait_for(queue.get(), 1)
                 if time.monotonic() - told_at > 15:
-                    self.caller(request)  # as above
+                    self.caller(request, again=True)  # as above
                     await write(response, b": still here\n\n")
                     told_at = time.monotonic()
                 if message is not None:
                     await tell(response, message, caller.tenant)
+                if queue.n_lost:
+                    await tell_lost(response, queue)
         return response
 
     # ---- events in
@@ -542,6 +564,12 @@ async def tell(response: web.StreamResponse, message: Mapping[str, Any], tenant:
     """Send an alert message if it is the tenant's."""
     if message.get("tenant") == tenant:
         await write(response, b"event: " + message["type"].encode() + b"\nid: " + message["id"].encode() + b"\ndata: " + orjson.dumps(message) + b"\n\n")
+
+
+async def tell_lost(response: web.StreamResponse, queue: Subscription) -> None:
+    """Say how many messages a reader was too slow for: it can ask /alerts for what they have led to."""
+    n, queue.n_lost = queue.n_lost, 0
+    await write(response, b'event: lost\ndata: {"messages":%d}\n\n' % n)
 
 
 async def write(response: web.StreamResponse, data: bytes) -> None:

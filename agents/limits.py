@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from streams.errors import ConfigError
 from streams.settings import Gets
 
+from .access import no_password
+
 MAX_BODY = 8 << 20
 """Bytes of a request's body."""
 MAX_BATCH = 10_000
@@ -57,7 +59,7 @@ class Bucket:
 
 
 class Quota:
-    """Events a tenant may publish in a second, on the average (a token bucket that holds a second's worth).
+    """Events a tenant may publish, or requests a token may make, in a second, on the average (a token bucket that holds a second's worth).
 
     A batch is taken whole or not at all. One that is larger than the bucket is refused until as much has gathered as it needs,
     so that a caller that waits as long as it is told gets through.
@@ -73,7 +75,7 @@ class Quota:
         self.buckets: dict[str, Bucket] = {}
 
     def take(self, tenant: str, n: int) -> int:
-        """Take `n` events out of the tenant's quota.
+        """Take `n` events out of a tenant's quota, or requests out of a token's.
 
         Returns:
             0 where they were there; else the seconds to wait, and nothing was taken.
@@ -108,22 +110,24 @@ def tls(settings: Gets) -> ssl.SSLContext | None:
     Raises:
         ConfigError: certificate or key is missing or unusable.
     """
-    cert, key = settings.get("web_tls_cert"), settings.get("web_tls_key")
-    if cert is None and key is None:
+    cert, key, authority = settings.get("web_tls_cert"), settings.get("web_tls_key"), settings.get("web_tls_client_ca")
+    if cert is None and key is None and authority is None:
         return None
     if cert is None:
-        raise ConfigError("web_tls_cert", "is needed beside web_tls_key")
+        raise ConfigError("web_tls_cert", f"is needed beside {'web_tls_key' if authority is None else 'web_tls_client_ca'}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(cert, key, password=_no_password)
+        context.load_cert_chain(cert, key, password=no_password)
     except (OSError, ssl.SSLError, ValueError) as bad:
         name = "web_tls_cert" if key is None else "web_tls_key"
         raise ConfigError(
             name, f"{cert}{'' if key is None else f' and {key}'} are no certificate and its key ({getattr(bad, 'strerror', None) or bad})"
         ) from None
+    if authority is not None:
+        try:
+            context.load_verify_locations(authority)
+        except (OSError, ssl.SSLError) as bad:
+            raise ConfigError("web_tls_client_ca", f"{authority} holds no certificates that can be read ({bad.strerror or bad})") from None
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; give one that is not")

@@ -176,6 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .replay import replay
 
             return replay(flags)
+        if command == "scan":
+            from .scan import scan
+
+            return scan(flags)
         if command == "backtest":
             from .trials import backtest
 
@@ -195,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    print(f"pulsefold: unknown command {command!r} (with {names}); expected worker, replay or demo", file=sys.stderr)
+    print(f"pulsefold: unknown command {command!r} (with {names}); expected worker, replay, scan or demo", file=sys.stderr)
     return 2
 
 

@@ -1,7 +1,8 @@
 """The topic ``scores``: what learners downstream are told of a subject whose figures changed, at most once in 5 s.
 
 The owner of partition crc32(subject) mod P of the rows' topic publishes. The id is made of the newest record that changed the
-subject, so two owners of a moment give twins; a restart tells nothing that has not changed since.
+subject, so two owners of a moment give twins; a restart tells nothing that has not changed since. Where a tenant was cleared, what the
+topic says of subjects that are no more ends with tombstones.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from mode import Service
 
 from streams.derive import event_bytes
 from streams.keys import derived_id, encode_key
 from tables.fold import Scored
+from tables.partition import CLEARED
 from tables.reader import PartitionReader
-from tables.rows import Row
+from tables.rows import Row, unescape
 
 from .core import Shard
 
@@ -42,6 +46,8 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         self.topic = topic
         self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {one.kind: set() for one in self.scored}
         self.n_published = 0
+        self.n_ended = 0
+        self.cleared: dict[tuple[str, str, int], int] = {}
         engine.on_changed.append(self.changed)
 
     def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
@@ -59,6 +65,72 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
                 due, self.due[one.kind] = self.due[one.kind], set()
                 if self.engine.ready and self.engine.publishes:
                     await self.engine.insist(partial(self._publish, one, sorted(due)), f"{self.topic}: scores could not be written")
+            if self.engine.ready and self.engine.publishes and self.scored:
+                try:
+                    await self._forget()
+                except (TimeoutError, KafkaError) as exc:
+                    self.log.warning("scores of what was cleared cannot be ended at the moment: %r", exc)
+
+    async def _forget(self) -> None:
+        """End what the topic says of subjects of cleared tenants, where there is no row of them any more; looked for once a clearing, and at the start."""
+        found = {
+            (tenant, shard.partition.topic, shard.partition.number): CLEARED.load(row).offset
+            for shard in self.engine.core.shards.values()
+            for tenant, rows in shard.partition.spaces[CLEARED.index].items()
+            for row in rows.values()
+        }
+        tenants = {place[0] for place, offset in found.items() if self.cleared.get(place) != offset}
+        if tenants:
+            kinds = {one.kind: one for one in self.scored}
+            acks = []
+            for key in await self._keys():
+                tenant, kind, name = (*map(unescape, key.decode("utf-8", "replace").split("|")), "", "")[:3]
+                one = kinds.get(kind)
+                if tenant in tenants and one is not None and self._ended(one, tenant, name):
+                    acks.append(await self.engine.producer.send(self.topic, None, key=key))
+            for ack in acks:
+                await ack
+            self.n_ended += len(acks)
+        self.cleared = found
+
+    def _ended(self, one: Scored, tenant: str, name: str) -> bool:
+        """Whether it is for this worker to end a subject, of which there is no row."""
+        engine = self.engine
+        home = engine.core.shards[(one.topic, zlib.crc32(encode_key(name)) % engine.counts[one.topic])]
+        return home.ready and not any((name,) in p.spaces[one.table.index].get(tenant, ()) for p in engine.partitions[one.topic])
+
+    async def _keys(self) -> list[bytes]:
+        """Keys of the topic that have a value."""
+        engine = self.engine
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=engine.config.bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            check_crcs=not engine.embedded,  # the mock cluster gives records of transactions (`streams.outputs`) a wrong one
+            **engine.config.security,
+        )
+        live: dict[bytes, None] = {}
+        await consumer.start()
+        try:
+            await consumer._client.add_topic(self.topic)
+            places = [TopicPartition(self.topic, n) for n in consumer.partitions_for_topic(self.topic) or ()]
+            if not places:
+                raise KafkaError(f"{self.topic} is not there")
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            for place, end in (await consumer.end_offsets(places)).items():
+                consumer.pause(*places)
+                consumer.resume(place)
+                while await consumer.position(place) < end and not self.should_stop:
+                    for records in (await consumer.getmany(place, timeout_ms=200)).values():
+                        for record in records:
+                            live.pop(record.key or b"", None)
+                            if record.key and record.value is not None:
+                                live[record.key] = None
+        finally:
+            await consumer.stop()
+        return list(live)
 
     async def _publish(self, one: Scored, due: list[tuple[str, tuple[str, ...]]]) -> None:
         engine = self.engine

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from streams.derive import time_text
 from tables.fold import View
-from tables.partition import COUNTERS, WATERMARK, Counters
+from tables.partition import CLEARED, COUNTERS, WATERMARK, Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -108,8 +108,14 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
 
 
 def tenants_of(engine: Any) -> list[str]:
-    """Tenants that have rows here, sorted."""
-    found = {tenant for shard in engine.core.shards.values() for space in shard.partition.spaces for tenant, rows in space.items() if rows}
+    """Tenants that have rows here, sorted; not one that was cleared and has sent nothing since."""
+    found: set[str] = set()
+    for shard in engine.core.shards.values():
+        marks, cleared = (shard.partition.spaces[table.index] for table in (WATERMARK, CLEARED))
+        for index, spaces in enumerate(shard.partition.spaces):
+            if index not in (WATERMARK.index, CLEARED.index):
+                found.update(tenant for tenant, rows in spaces.items() if rows)
+        found.update(tenant for tenant, rows in marks.items() if rows and not cleared.get(tenant))
     return sorted(found - {""})
 
 
@@ -182,7 +188,14 @@ class _Worker(Collector):
         for name, n in engine.n.items():
             yield CounterMetricFamily(f"pulsefold_engine_{name}", f"Engine: {name.replace('_', ' ')}.", value=n)
         yield CounterMetricFamily("pulsefold_alert_messages", "Alert messages read.", value=engine.board.n_messages)
+        yield CounterMetricFamily("pulsefold_alert_messages_lost", "Alert messages that readers of streams were too slow for.", value=engine.board.n_lost)
         yield GaugeMetricFamily("pulsefold_open_alerts", "Alerts that stand.", value=sum(e.open for e in engine.board.entries.values()))
+        archive = self.routes.archive.status()
+        if archive["enabled"]:
+            behind = "1 while the archive cannot be written or read; what it lacks is on the log."
+            yield GaugeMetricFamily("pulsefold_archive_behind", behind, value=int(self.routes.archive.behind()))
+            yield GaugeMetricFamily("pulsefold_archive_lag_records", "Records on the log that the archive has not read.", value=archive.get("lag", 0))
+            yield GaugeMetricFamily("pulsefold_archive_tail_bytes", "Bytes of JSON that are read and in no file yet.", value=archive.get("tail_bytes", 0))
         requests = CounterMetricFamily("pulsefold_http_requests", "Requests answered.", labels=["route", "status"])
         for (route, code), n in self.routes.n_requests.items():
             requests.add_metric([route, str(code)], n)

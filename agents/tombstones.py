@@ -3,7 +3,8 @@
 Not thirty days of event time: the alerts of a history that is published late would end before anybody has seen them.
 
 The owner of an alert is the owner of the partition that its evidence names. It also mends what a tombstone took that it should not
-have: an alert that was opened again while the tombstone was under way is published once more, with the same id.
+have: an alert that was opened again while the tombstone was under way is published once more, with the same id. What a tenant
+that was cleared has left on the topic ends at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from aiokafka.errors import KafkaError
 from mode import Service
 
 from .board import Entry
+from .cleared import forgotten
 
 KEPT_MS = 30 * 86_400 * 1_000
 
@@ -50,8 +52,8 @@ class Tombstones(Service):  # type: ignore[misc]  # mode is untyped here
             if self._owned(entry):
                 acks.append(await self._send(name, msgspec.json.encode(entry.message), entry))
                 self.n["mended"] += 1
-        for name, entry in board.over(now_ms - KEPT_MS):
-            if self._owned(entry) and not entry.open:
+        for name, entry in board.over(now_ms + 1):
+            if self._owned(entry) and not entry.open and (entry.written_ms < now_ms - KEPT_MS or forgotten(self.engine, entry)):
                 acks.append(await self._send(name, None, entry))
                 self.n["ended"] += 1
         for ack in acks:

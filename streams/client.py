@@ -15,6 +15,7 @@ import asyncio
 import http.client
 import json
 import os
+import ssl
 import threading
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
@@ -428,6 +429,8 @@ class Client(Views[Answer]):
         timeout_s: for each answer.
         as_of: a moment in the past: every folded view is answered as it stood then (needs the archive; docs/past.md). The first answer
             of a moment may take long; where it is `NotAnswered` with status 503, the next one goes on.
+
+    A worker that asks for a certificate (`web_tls_client_ca`) is shown the one of the PEM file that PULSEFOLD_CLIENT_CERT names, with its key.
     """
 
     def __init__(
@@ -545,9 +548,30 @@ class Client(Views[Answer]):
     def _connection(self) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
         if connection is None:
-            kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-            connection = self._own.connection = kind(str(self._parts.hostname), self._parts.port, timeout=self.timeout_s)
+            host, port = str(self._parts.hostname), self._parts.port
+            if self._parts.scheme == "https":
+                connection = http.client.HTTPSConnection(host, port, timeout=self.timeout_s, context=own_certificate())
+            else:
+                connection = http.client.HTTPConnection(host, port, timeout=self.timeout_s)
+            self._own.connection = connection
         return connection
+
+
+def own_certificate() -> ssl.SSLContext | None:
+    """For a worker that asks its callers for a certificate; None = the default context.
+
+    Raises:
+        ConfigError: PULSEFOLD_CLIENT_CERT names no file with a certificate and its key.
+    """
+    file = os.environ.get("PULSEFOLD_CLIENT_CERT")
+    if not file:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_cert_chain(file)
+    except (OSError, ssl.SSLError) as bad:
+        raise ConfigError("PULSEFOLD_CLIENT_CERT", f"{file} has no certificate and its key ({bad.strerror or bad})") from None
+    return context
 
 
 def _error(target: str, status: int, reason: str, raw: bytes) -> NotAnswered:

@@ -34,7 +34,7 @@ from .codec import InvalidEvent, decode
 from .errors import ConfigError, PulsefoldError, TopicProblem
 from .events import ClockTicked, Data, Event, Observation, TrustBatchObserved, TrustObserved
 from .keys import encode_key, partition_for, record_key
-from .spool import Spool, SpoolFull, Stored
+from .spool import Spool, SpoolFull, SpoolStuck, Stored
 from .topics import SOURCE_TOPICS
 
 OnDelivery = Callable[[str, BaseException | None], None]
@@ -65,6 +65,10 @@ class Dropped(UserWarning):
     """Events were dropped, or given up at the end; `DeliveryReport` counts them."""
 
 
+class Unspooled(UserWarning):
+    """Events go without the spool, because its disk is full or slow; `DeliveryReport` counts them."""
+
+
 class DeliveryReport(msgspec.Struct):
     """What became of the events of one publisher; accepted + recovered = delivered + failed + dropped + waiting.
 
@@ -77,6 +81,7 @@ class DeliveryReport(msgspec.Struct):
         recovered: left in the spool by an earlier process and taken up by this one.
         resent: sent once more, with the same id: recovered ones, and attempts that failed.
         spooled: on the disk now; the next start sends them if this process does not.
+        unspooled: handed over without the spool, because its disk was full or slow: these would be lost with the process.
         errors: reason -> how often, of failed events, of dropped ones and of attempts that failed.
     """
 
@@ -88,6 +93,7 @@ class DeliveryReport(msgspec.Struct):
     recovered: int = 0
     resent: int = 0
     spooled: int = 0
+    unspooled: int = 0
     errors: dict[str, int] = {}
 
 
@@ -125,7 +131,8 @@ class SyncPublisher:
         max_queue: events that may wait in memory for the broker.
         max_block_ms: longest time that `publish` waits: for room in the queue, and once for the broker's first answer.
         on_full: ``drop`` (counted, warned about once) or ``spool``; default ``spool`` if there is one.
-        spool: file; every event is stored there until acknowledged, and sent again after a crash.
+        spool: file; every event is stored there until acknowledged, and sent again after a crash. While its disk is full or slow they go
+            through the queue alone, counted and warned about once.
         spool_max_bytes: its bound; beyond it events are dropped and counted.
         delivery_timeout_ms: after which an unacknowledged event counts as failed (from a spool it is sent again).
         flush_timeout_s: longest wait for acknowledgements in `close` and at exit.
@@ -166,7 +173,9 @@ class SyncPublisher:
         self._report = DeliveryReport()
         self._acked: list[int] = []
         self._again: list[_Item] = []
-        self._warned = self._fatal = self._closed = False
+        self._warned = self._fatal = self._closed = self._told_stuck = False
+        self._stuck = False  # the spool's disk took nothing the last time
+        self._settle_at = 0.0
         self._counts: dict[str, int] | None = None  # partitions by topic, once the broker has answered
         self._answered = threading.Event()
         self._waited = False
@@ -337,9 +346,9 @@ class SyncPublisher:
 
     def _hand_over(self, item: _Item) -> None:
         self._accept()
+        deadline = time.monotonic() + self.max_block_s
         if self._offer(item):
             return
-        deadline = time.monotonic() + self.max_block_s
         while time.monotonic() < deadline:
             time.sleep(0.001)
             if self._offer(item):
@@ -350,12 +359,18 @@ class SyncPublisher:
         """Take the event at once, into the spool or the queue; False if there is no room now."""
         if self._spool is None:
             return self._produce(item)
-        with self._order:
+        begun = time.monotonic()
+        if not self._order.acquire(timeout=self.max_block_s):
+            return self._without_spool(item, f"spool: the disk of {self._spool.path} is slow")
+        try:
             try:
-                number = self._spool.put(item.id, item.topic, item.key, item.value)
+                left_s = max(0.0, begun + self.max_block_s - time.monotonic())
+                number = self._spool.put(item.id, item.topic, item.key, item.value, timeout_s=left_s)
             except SpoolFull as full:
                 self._drop(item, str(full))
                 return True
+            except SpoolStuck as stuck:
+                return self._without_spool(item, str(stuck))
             self._newest = number
             if item.on_delivery is not None:
                 self._callbacks[number] = item.on_delivery
@@ -363,6 +378,20 @@ class SyncPublisher:
                 self._backlog = not self._produce(item._replace(number=number))
                 if not self._backlog:
                     self._cursor = number
+        finally:
+            self._order.release()
+        return True
+
+    def _without_spool(self, item: _Item, why: str) -> bool:
+        """Hand an event over that the spool did not take; False if there is no room for it in memory either."""
+        self._stuck = True
+        if not self._produce(item):
+            return False
+        with self._lock:
+            self._report.unspooled += 1
+            first, self._told_stuck = not self._told_stuck, True
+        if first:
+            warnings.warn(f"{why}: events to {self.bootstrap} go without it and are counted in report().unspooled", Unspooled, stacklevel=5)
         return True
 
     def _produce(self, item: _Item) -> bool:
@@ -449,7 +478,13 @@ class SyncPublisher:
         """Serve acknowledgements, empty the spool, replace a producer that broke."""
         while not self._stop.is_set():
             self._serve(0.01 if self._backlog else 0.05)
-            self._settle()
+            if time.monotonic() >= self._settle_at:
+                if self._spool is not None:
+                    stuck, self._stuck = self._stuck, False
+                    self._spool.checkpoint(now=stuck)  # here, and not under `_order`: it waits for the disk
+                    if stuck:
+                        self._settle_at = time.monotonic() + RETRY_S
+                self._settle()
             if self._fatal:
                 self._renew()
             if self._again:
@@ -481,7 +516,11 @@ class SyncPublisher:
     def _feed(self) -> None:
         assert self._spool is not None
         with self._order:
-            stored = self._spool.after(self._cursor)
+            try:
+                stored = self._spool.after(self._cursor)
+            except SpoolStuck:
+                self._next_feed = time.monotonic() + RETRY_S
+                return
             for one in stored:
                 if one.number not in self._in_flight:
                     if not self._produce(self._item(one)):
@@ -542,7 +581,13 @@ class SyncPublisher:
         with self._order:  # so that the spool is not read in between
             with self._lock:
                 acked, self._acked = self._acked, []
-            self._spool.remove(acked)
+            try:
+                self._spool.remove(acked)
+            except SpoolStuck:  # they have arrived: sent again by the next start they change nothing
+                self._stuck = True
+                with self._lock:
+                    self._acked[:0] = acked
+                return
             with self._lock:
                 self._in_flight.difference_update(acked)
                 self._tried.difference_update(acked)

@@ -27,7 +27,7 @@ from .expected import expected, is_plain
 S = TypeVar("S", bound=msgspec.Struct)
 MASK = "********"
 TOML = "pulsefold.toml"
-OF_CLIENTS = ("token", "url")
+OF_CLIENTS = ("token", "url", "client_cert")
 """What `streams.client` and the commands that ask a worker read of the environment."""
 _OF_KUBERNETES = re.compile(r"SERVICE_HOST$|SERVICE_PORT(_\w+)?$|PORT_\d+_(TCP|UDP)(_\w+)?$")
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -75,6 +75,8 @@ SERVICE: tuple[Setting, ...] = (
     Setting("tokens_file", str | None, None, "JSON file of more tokens, as in tokens; read again when it changes"),
     Setting("web_tls_cert", str | None, None, "PEM file of the certificate (and those between) that HTTP is served with; off = plain HTTP"),
     Setting("web_tls_key", str | None, None, "PEM file of its key, not encrypted; off = it is in web_tls_cert"),
+    Setting("web_tls_client_ca", str | None, None, "PEM file of authorities: only callers with a certificate of theirs are served (mutual TLS); off = anybody"),
+    Setting("queries_per_s", Above0 | None, 1000.0, "requests a second that one token may make, on the average, events apart; off = any number"),
     Setting("tenant_events_per_s", Above0 | None, None, "events a second that a tenant may publish by HTTP; off = any number"),
     Setting("open_metrics", bool, False, "/metrics, which tells of all tenants, without a token; it asks for the scope admin where tokens are configured"),
     Setting("dedupe_window", Window, 65_536, "offsets within which a repeated id is a duplicate; a multiple of 64"),
@@ -92,7 +94,13 @@ SERVICE: tuple[Setting, ...] = (
     Setting("roles", Roles, "all", "what this worker does; all = fold, serve, archive"),
     Setting("rebuild", bool, False, "fold everything again from the log's start where tables were made with other settings or versions"),
     Setting("archive_dir", str | None, None, "folder of the archive; off = one beside data_dir, and a temporary one with the embedded broker"),
-    Setting("archive_days", Days, 90.0, "days that the archive keeps events, by event time; 30 or more"),
+    Setting(
+        "archive_days",
+        dict[str, Days],
+        {"": 90.0},
+        "days that the archive keeps events, by event time; 30 or more; of one tenant alone with its name as KEY",
+        keyed=True,
+    ),
     Setting("anonymise_key", Secret | None, None, "secret that pseudonyms are made with; set, exports are anonymised unless told otherwise", secret=True),
     Setting("anonymise_required", bool, False, "on = exports are never given with names"),
     Setting("anonymise_keep", list[str], [], "fields that anonymising would leave out and that are kept all the same"),
@@ -111,6 +119,8 @@ SERVICE: tuple[Setting, ...] = (
     Setting("kafka_sasl_username", str | None, None, "user name for SASL"),
     Setting("kafka_sasl_password", str | None, None, "password for SASL", secret=True),
     Setting("kafka_ssl_cafile", str | None, None, "file of the certificate authority"),
+    Setting("kafka_ssl_certfile", str | None, None, "PEM file of the client's own certificate (and those between), where the brokers ask for one"),
+    Setting("kafka_ssl_keyfile", str | None, None, "PEM file of its key, not encrypted; off = it is in kafka_ssl_certfile"),
 )
 
 
@@ -262,7 +272,7 @@ class Gets(Protocol):
 
 
 def needs_credentials(settings: Gets) -> None:
-    """Check that SASL has all it needs.
+    """Check that SASL, and a certificate of the client's own, have all they need.
 
     Raises:
         ConfigError: naming the first setting that is missing.
@@ -271,6 +281,8 @@ def needs_credentials(settings: Gets) -> None:
     for name in ("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password"):
         if "SASL" in protocol and settings.get(name) is None:
             raise ConfigError(name, f"is needed for kafka_security_protocol = {protocol}")
+    if settings.get("kafka_ssl_keyfile") is not None and settings.get("kafka_ssl_certfile") is None:
+        raise ConfigError("kafka_ssl_certfile", "is needed beside kafka_ssl_keyfile")
 
 
 def flags_of(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

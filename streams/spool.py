@@ -3,11 +3,13 @@
 The rules this file keeps: what `put` has returned for survives the death of the process (not a power cut: the write is with the
 operating system, not forced to the disk, since that would cost the caller milliseconds); numbers rise and are never used twice,
 so a late acknowledgement never removes another event; one process a file, enforced by SQLite's own lock, which ends with the
-process whatever it died of.
+process whatever it died of; `put` never waits for the disk itself: what has to (`checkpoint`) is done by another thread, and
+`put` waits for that no longer than it is told.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -19,10 +21,20 @@ from .errors import ConfigError, PulsefoldError
 
 OVERHEAD_BYTES = 64
 """Counted for each event besides its key and value: SQLite's own, roughly."""
+CHECKPOINT_BYTES = 4 << 20
+"""Bytes of write-ahead log, roughly, after which it should be taken into the file."""
+MOST_LOG_BYTES = 32 << 20
+"""The same, after which a `put` that may wait for ever does it where nobody else did."""
+COMMIT_BYTES = 8192
+"""Of a commit, besides what is in it: two pages."""
 
 
 class SpoolFull(PulsefoldError):
     """The spool has reached its bound: the event was not taken."""
+
+
+class SpoolStuck(PulsefoldError):
+    """The spool's disk is full, broken or too slow at the moment: nothing was stored or removed."""
 
 
 class Stored(NamedTuple):
@@ -74,7 +86,9 @@ class Spool:
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA wal_autocheckpoint=0")  # it would make a `put` wait until the disk has it
             self._db.execute("PRAGMA journal_size_limit=4194304")
+            self._db.execute("PRAGMA secure_delete=ON")  # an event that has left leaves no bytes behind, once the write-ahead log has gone too
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS spool "
                 "(n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, topic TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL)"
@@ -87,6 +101,7 @@ class Spool:
             if "locked" in str(exc):
                 raise ConfigError("spool", f"{self.path} is held by another publisher; give each process a file of its own") from None
             raise ConfigError("spool", f"{self.path} cannot be used as a spool: {exc}; move it away or name another file") from None
+        self._logged = 0
         self._sizes: dict[int, int] = dict(rows)
         self._bytes = sum(self._sizes.values())
 
@@ -101,40 +116,87 @@ class Spool:
         with self._lock:
             return max(self._sizes, default=0)
 
-    def put(self, id: str, topic: str, key: bytes, value: bytes) -> int:
+    def put(self, id: str, topic: str, key: bytes, value: bytes, *, timeout_s: float = -1) -> int:
         """Store one event; returns its number, above every earlier one.
 
+        Args:
+            timeout_s: longest wait for others who use the spool; -1 = for ever.
+
         Raises:
-            SpoolFull: the bound is reached, or the disk takes no more; nothing was stored.
+            SpoolFull: the bound is reached; nothing was stored.
+            SpoolStuck: the disk takes no more, or others took too long; nothing was stored.
         """
         size = len(key) + len(value) + OVERHEAD_BYTES
-        with self._lock:
+        if not self._lock.acquire(timeout=timeout_s):
+            raise SpoolStuck(f"spool: the disk of {self.path} is slow")
+        try:
             if self._bytes + size > self.max_bytes:
                 raise SpoolFull(f"spool_max_bytes: {self.path} holds {self._bytes} of at most {self.max_bytes} bytes; is the broker reachable?")
             try:
                 number = int(self._db.execute("INSERT INTO spool (id, topic, key, value) VALUES (?, ?, ?, ?)", (id, topic, key, value)).lastrowid or 0)
             except sqlite3.Error as exc:
-                raise SpoolFull(f"spool: {self.path} cannot be written: {exc}") from None
+                raise SpoolStuck(f"spool: {self.path} cannot be written: {exc}") from None
             self._sizes[number] = size
             self._bytes += size
+            self._logged += size + COMMIT_BYTES
+            if self._logged >= MOST_LOG_BYTES and timeout_s < 0:
+                self._checkpoint()
             return number
+        finally:
+            self._lock.release()
 
     def remove(self, numbers: Iterable[int]) -> None:
-        """Forget events, because the broker has them or never will take them; numbers not stored are ignored."""
+        """Forget events, because the broker has them or never will take them; numbers not stored are ignored.
+
+        Raises:
+            SpoolStuck: the disk takes nothing; all of them are still stored.
+        """
         with self._lock:
             known = [number for number in numbers if number in self._sizes]
             if not known:
                 return
-            self._db.execute("BEGIN")
-            self._db.executemany("DELETE FROM spool WHERE n = ?", [(number,) for number in known])
-            self._db.execute("COMMIT")
+            try:
+                self._db.execute("BEGIN")
+                self._db.executemany("DELETE FROM spool WHERE n = ?", [(number,) for number in known])
+                self._db.execute("COMMIT")
+            except sqlite3.Error as exc:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise SpoolStuck(f"spool: {self.path} cannot be written: {exc}") from None
+            self._logged += COMMIT_BYTES
             for number in known:
-                self._bytes -= self._sizes.pop(number)
+                size = self._sizes.pop(number)
+                self._bytes -= size
+                self._logged += size
+
+    def checkpoint(self, *, now: bool = False) -> None:
+        """Take the write-ahead log into the file; as long as the disk needs for it, everybody else waits.
+
+        Args:
+            now: also where it has hardly grown: on a full disk it makes room in the log.
+        """
+        if now or self._logged >= CHECKPOINT_BYTES:
+            with self._lock:
+                self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        self._logged = 0
+        with contextlib.suppress(sqlite3.Error):  # of a full disk `put` tells
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            self._db.execute(f"PRAGMA user_version={1 - version}")  # the first write after it waits for the disk once more: not the next `put`
 
     def after(self, number: int, limit: int = 500) -> list[Stored]:
-        """At most `limit` stored events with a higher number, oldest first."""
+        """At most `limit` stored events with a higher number, oldest first.
+
+        Raises:
+            SpoolStuck: the disk gives nothing.
+        """
         with self._lock:
-            rows = self._db.execute("SELECT n, id, topic, key, value FROM spool WHERE n > ? ORDER BY n LIMIT ?", (number, limit)).fetchall()
+            try:
+                rows = self._db.execute("SELECT n, id, topic, key, value FROM spool WHERE n > ? ORDER BY n LIMIT ?", (number, limit)).fetchall()
+            except sqlite3.Error as exc:
+                raise SpoolStuck(f"spool: {self.path} cannot be read: {exc}") from None
         return [Stored(*row) for row in rows]
 
     def __len__(self) -> int:

@@ -47,6 +47,7 @@ def topic_specs(
     keep = "-1" if retention_days is None else str(int(retention_days * DAY_MS))
     source = {"cleanup.policy": "delete", "retention.ms": keep, "max.message.bytes": str(4 << 20), **safe}
     compacted = {"cleanup.policy": "compact", **safe}
+    compacted["max.compaction.lag.ms"] = str(max(2 * DAY_MS, 2 * changelog_lag_ms))  # else what was erased stays in a segment that nothing rolls
     lagging = {**compacted, "min.compaction.lag.ms": str(changelog_lag_ms)}
     letters = {"cleanup.policy": "delete", "retention.ms": str(14 * DAY_MS), "max.message.bytes": str(5 << 20), **safe}
     return [

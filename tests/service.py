@@ -58,6 +58,10 @@ class KeptArchive:
             return self.past.answer(self.feed.keeper, tenant, params)
         return answer(self.feed.keeper, self.settings, op, tenant, params)
 
+    def behind(self) -> bool:
+        """Nothing is wrong with it."""
+        return False
+
     def status(self) -> dict[str, Any]:
         """For /status."""
         return {"enabled": True, "ready": True}

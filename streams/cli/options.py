@@ -45,6 +45,9 @@ def security(found: Settings) -> dict[str, Any]:
     cafile = found.get("kafka_ssl_cafile")
     if cafile is not None and not Path(cafile).is_file():
         raise ConfigError("kafka_ssl_cafile", f"there is no file {cafile}")
+    for name in ("kafka_ssl_certfile", "kafka_ssl_keyfile"):
+        if found.get(name) is not None and not Path(found.get(name)).is_file():
+            raise ConfigError(name, f"there is no file {found.get(name)}")
     names = {
         "security.protocol": "kafka_security_protocol",
         "sasl.mechanism": "kafka_sasl_mechanism",
@@ -52,7 +55,11 @@ def security(found: Settings) -> dict[str, Any]:
         "sasl.password": "kafka_sasl_password",
         "ssl.ca.location": "kafka_ssl_cafile",
     }
-    return {theirs: found.get(ours) for theirs, ours in names.items() if found.get(ours) is not None}
+    words = {theirs: found.get(ours) for theirs, ours in names.items() if found.get(ours) is not None}
+    if found.get("kafka_ssl_certfile") is not None:
+        words["ssl.certificate.location"] = found.get("kafka_ssl_certfile")
+        words["ssl.key.location"] = found.get("kafka_ssl_keyfile") or found.get("kafka_ssl_certfile")
+    return words
 
 
 __all__ = ["AppId", "AsCsv", "AsJson", "Bootstrap", "Config", "OutFile", "Partitions", "Tenant", "Token", "TopicPrefix", "Url", "security", "settings_of"]

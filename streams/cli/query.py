@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from ..client import own_certificate
 from ..errors import BrokerUnavailable, ConfigError, PulsefoldError
 from .options import AsCsv, AsJson, Config, Tenant, Token, Url, settings_of
 from .output import rows_of, show, write_csv
@@ -94,7 +95,7 @@ def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | Non
         full += ("&" if "?" in full else "?") + asked
     headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **({"X-Tenant": tenant} if tenant else {})}
     try:
-        with urllib.request.urlopen(urllib.request.Request(full, headers=headers), timeout=timeout_s) as response:
+        with urllib.request.urlopen(urllib.request.Request(full, headers=headers), timeout=timeout_s, context=own_certificate()) as response:
             return json.load(response)
     except urllib.error.HTTPError as exc:
         try:

@@ -1,4 +1,4 @@
-"""What lives in the service (worker, replay, demo, config) runs in a process of its own.
+"""What lives in the service (worker, replay, scan, demo, config) runs in a process of its own.
 
 There ``import tables`` finds our package whatever else is installed: the module path is our folder alone.
 """
@@ -97,6 +97,11 @@ def replay(*words: Words) -> int:
     return run("replay", list(words))
 
 
+def scan(*words: Words) -> int:
+    """List where on the topics and in the archive bytes of a tenant are; exit 1 if any is where workers and queries read."""
+    return run("scan", list(words))
+
+
 def demo(*words: Words) -> int:
     """Embedded broker, worker and real training runs, with a page to watch them; --exit-when-done prints a summary and leaves."""
     return run("demo", list(words))
@@ -109,10 +114,16 @@ def config(*words: Words) -> int:
 
 WITH_VALUE = frozenset(one.name for one in SERVICE if "on" not in expected(one.type).split(" or "))
 """Settings that a flag alone does not turn on."""
-COMMANDS: dict[str, Callable[..., int]] = {"worker": worker, "replay": replay, "demo": demo, "config": config}
+COMMANDS: dict[str, Callable[..., int]] = {"worker": worker, "replay": replay, "scan": scan, "demo": demo, "config": config}
 _OWN_FLAGS = {
     "worker": [("config", "FILE", "settings file (default: pulsefold.toml in this folder, if there)")],
     "replay": [("config", "FILE", "settings file (default: pulsefold.toml in this folder, if there)"), ("json", "", "print JSON")],
+    "scan": [
+        ("tenant", "NAME", "whose bytes are looked for"),
+        ("text", "TEXT", "other bytes to look for, several by comma"),
+        ("config", "FILE", "settings file (default: pulsefold.toml in this folder, if there)"),
+        ("json", "", "print JSON"),
+    ],
     "demo": [
         ("exit-when-done", "", "print a summary and leave: 0 if every figure of it holds"),
         ("web-port", "PORT", "port that the page is served on"),

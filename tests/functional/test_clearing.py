@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from agents.scan import Sought, look
 from streams.broker import EmbeddedBroker
+from streams.settings import load
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.rows import parse_wire_key
 
@@ -27,10 +30,13 @@ def events(n: int) -> list[dict[str, Any]]:
     return [{"id": f"{kind}{n}", "source": "t", "type": kind, "time": "2026-03-02T00:00:00Z", "data": one} for kind, one in data]
 
 
-def last(broker: EmbeddedBroker) -> dict[bytes, bytes | None]:
-    """What compaction would leave of the changelogs."""
+def last(broker: EmbeddedBroker, *topics: str) -> dict[bytes, bytes | None]:
+    """What compaction would leave of topics; of the changelogs where none is named."""
     consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "r", "enable.partition.eof": True, "log_level": 0})
     places = [TopicPartition(changelog_name("pulsefold.", "pulsefold", topic), n, 0) for topic in SOURCE_TOPICS for n in range(PARTITIONS)]
+    if topics:
+        listed = consumer.list_topics(timeout=10).topics
+        places = [TopicPartition(topic, n, 0) for topic in topics for n in listed[topic].partitions]
     consumer.assign(places)
     found: dict[bytes, bytes | None] = {}
     ended = 0
@@ -51,8 +57,26 @@ def kept(broker: EmbeddedBroker, tenant: str) -> set[str]:
     return {table.split(".")[0] for table, of, _ in parsed if of == tenant}
 
 
-@pytest.mark.timeout(180)
-def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(embedded: EmbeddedBroker, worker: WorkerProcess) -> None:
+def scored(broker: EmbeddedBroker, tenant: bytes) -> list[bytes]:
+    """Keys of a tenant that the topic of scores has a value for."""
+    return [key for key, value in last(broker, "pulsefold.scores").items() if value is not None and key.partition(b"|")[2].startswith(tenant + b"|")]
+
+
+def told(broker: EmbeddedBroker, tenant: bytes) -> list[bytes]:
+    """Alerts of a tenant whose last message is on the topic."""
+    return [key for key, value in last(broker, "pulsefold.alerts").items() if value is not None and b'"tenant":"' + tenant + b'"' in value]
+
+
+@pytest.mark.timeout(300)
+def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    worker = WorkerProcess(embedded.bootstrap, tmp_path, partitions=PARTITIONS, archive_dir=tmp_path / "archive").start()
+    try:
+        clear(embedded, worker, tmp_path)
+    finally:
+        worker.stop()
+
+
+def clear(embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path) -> None:
     gone, stays = {"X-Tenant": "gone"}, {"X-Tenant": "stays"}
     for n in range(12):
         for headers in (gone, stays):
@@ -68,20 +92,32 @@ def test_a_cleared_tenant_is_forgotten_everywhere_and_stays_so_after_a_restart(e
 
     for headers in (gone, stays):
         worker.until(lambda headers=headers: known(headers) == [12, 12, 12, 1])
+    worker.until(lambda: len(scored(embedded, b"gone")) == len(scored(embedded, b"stays")) == 12)
     before = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts") if message["tenant"] == "stays"]
+    settings = load({"bootstrap": embedded.bootstrap, "archive_dir": str(tmp_path / "archive")}, {})
+    worker.until(lambda: worker.get("/status")["archive"].get("rows", 0) > 0)
+    found = {one.place.removeprefix("pulsefold."): one for one in look(settings, Sought("gone"))}
+    assert {place for place, one in found.items() if one.live} >= {"alerts", "scores", "pulsefold-costs-changelog", str(tmp_path / "archive")}
     command = {"id": "clear", "source": "t", "type": "tenant.cleared.v1", "time": "2026-03-02T01:00:00Z", "data": {"scope": "all"}}
     assert post(worker, command, **gone)[1]["results"][0]["accepted"]
     worker.until(lambda: known(gone) == [0, 0, 0, 0])
     worker.until(lambda: kept(embedded, "gone") == {"watermark", "cleared"})
     assert len(kept(embedded, "stays")) > 10
+    worker.until(lambda: scored(embedded, b"gone") == [] and told(embedded, b"gone") == [])
+    assert len(scored(embedded, b"stays")) == 12 and len(told(embedded, b"stays")) == len({one["data"]["alert_id"] for one in before})
+    assert worker.ask("/alerts", headers=gone, state="all")[1]["alerts"] == []
+    worker.until(lambda: all(one.live == 0 for one in look(settings, Sought("gone"))), 120)
+    found = {one.place.removeprefix("pulsefold."): one for one in look(settings, Sought("gone"))}
+    assert found["pulsefold-costs-changelog"].name >= PARTITIONS and found["pulsefold-costs-changelog"].waiting and found["costs"].log == 12 + PARTITIONS
     worker.kill()
     worker.start()
     worker.until(worker.absorbed)
     assert known(gone) == [0, 0, 0, 0] and known(stays) == [12, 12, 12, 1]
+    assert worker.ask("/alerts", headers=gone, state="all")[1]["alerts"] == []
     assert worker.get("/status")["counts"]["folded"] == 12 * 4 * 2 + 1 + 4 * PARTITIONS
-    told = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts")]
-    assert [message for message in told if message["tenant"] == "stays"] == before
-    resolved = [m["data"] for m in told if m["tenant"] == "gone" and m["type"] == "alert.resolved.v1"]
+    messages = [message for message, _ in read(embedded.bootstrap, "pulsefold.alerts")]
+    assert [message for message in messages if message["tenant"] == "stays"] == before
+    resolved = [m["data"] for m in messages if m["tenant"] == "gone" and m["type"] == "alert.resolved.v1"]
     assert resolved and {one["reason"] for one in resolved} == {"cleared"}
     assert len({one["alert_id"] for one in resolved}) == len(resolved)
     post(worker, {**events(0)[0], "id": "anew"}, **gone)

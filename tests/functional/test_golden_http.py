@@ -86,7 +86,7 @@ def quiet(worker: WorkerProcess) -> bool:
 
 
 def read(bootstrap: str, topic: str) -> list[tuple[dict[str, Any], dict[str, str]]]:
-    """Everything on a topic with one partition."""
+    """Everything on a topic with one partition, but tombstones."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"read-{topic}", "enable.partition.eof": True, "log_level": 0})
     consumer.assign([TopicPartition(topic, 0, 0)])
     found = []
@@ -96,6 +96,7 @@ def read(bootstrap: str, topic: str) -> list[tuple[dict[str, Any], dict[str, str
         if message.error():
             break
         headers = {name: (value or b"").decode() for name, value in message.headers() or []}
-        found.append((json.loads(message.value()), headers))
+        if message.value() is not None:
+            found.append((json.loads(message.value()), headers))
     consumer.close()
     return found

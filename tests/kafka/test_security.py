@@ -18,7 +18,7 @@ from streams import admin
 from streams.errors import PulsefoldError
 from streams.settings import load
 
-from ..certificates import self_signed
+from ..certificates import self_signed, signed
 from ..workers import ROOT, WorkerProcess
 from .broker import KafkaCluster, NoBroker, jars
 
@@ -94,6 +94,53 @@ def test_worker_archive_and_commands_reach_a_broker_by_tls_and_sasl(secured: tup
     finally:
         worker.stop()
     assert PASSWORD not in worker.log.read_text()
+
+
+class Asking(KafkaCluster):
+    """A broker that asks every client of the protected listener for a certificate of an authority.
+
+    Args:
+        authority: PEM file.
+        pem: of the broker.
+    """
+
+    def __init__(self, authority: Path, pem: Path) -> None:
+        self.authority = authority
+        super().__init__(secured=(pem, "alice", PASSWORD))
+
+    def further(self, n: int) -> list[str]:
+        """The authority of clients, asked for in the listener's own name: else it does not count where there is SASL too."""
+        return ["listener.name.sasl_ssl.ssl.client.auth=required", "ssl.truststore.type=PEM", f"ssl.truststore.location={self.authority}"]
+
+
+def test_a_broker_that_asks_for_a_certificate_is_reached_with_one_and_with_no_other(kafka: str, tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path, "kafka")
+    both = tmp_path / "both.pem"
+    both.write_text(key.read_text() + cert.read_text())
+    authority = self_signed(tmp_path, "authority")
+    mine, others = signed(tmp_path, "mine", authority), self_signed(tmp_path, "others")
+    cluster = Asking(authority[0], both)
+    try:
+        cluster.start()
+        base = settings(cluster.secure, cert, "SCRAM-SHA-512")
+        right = {**base, "PULSEFOLD_KAFKA_SSL_CERTFILE": str(mine[0]), "PULSEFOLD_KAFKA_SSL_KEYFILE": str(mine[1])}
+        code, said = command("topics create", right, tmp_path)
+        assert code == 0, said
+        worker = WorkerProcess(cluster.secure, tmp_path, environment=right, data_dir=str(tmp_path / "data"))
+        try:
+            worker.start()
+            (tmp_path / "events.jsonl").write_text(json.dumps(EVENT) + "\n")
+            code, said = command("publish events.jsonl", right, tmp_path)
+            assert (code, "1 accepted" in said) == (0, True), said
+            worker.until(lambda: worker.absorbed(1))
+            worker.until(lambda: worker.ask("/metrics")[1].get("count") == 1)  # the archivist too
+        finally:
+            worker.stop()
+        for wrong in (base, {**base, "PULSEFOLD_KAFKA_SSL_CERTFILE": str(others[0]), "PULSEFOLD_KAFKA_SSL_KEYFILE": str(others[1])}):
+            with pytest.raises(PulsefoldError, match="no Kafka broker answers"):
+                admin.partition_counts(cluster.secure, ["sec.costs"], security=security(load({}, wrong))[1], timeout_s=3)
+    finally:
+        cluster.stop()
 
 
 def test_nobody_reaches_it_without_the_password_or_who_trusts_another_certificate(secured: tuple[str, Path], tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_row_has_the_records_digest_its_data_as_it_came_and_the_fields_that_qu
     columns = 'topic, partition, "offset", id, type, epoch_us(time), tenant, key, digest, data, model, tags, size, reason'
     assert rows(tmp_path, columns) == [
         ("costs", 0, 0, "c1", "cost.incurred.v1", int(START.timestamp() * 1e6), "t", "t", hashlib.sha256(raw).digest(), data, "m", ["a", "b"], len(raw), None),
-        ("training", 0, 0, None, None, NOW_MS * 1000, None, "broken", hashlib.sha256(b"\xff broken").digest(), None, None, None, 8, "not_json"),
+        ("training", 0, 0, None, None, NOW_MS * 1000, None, None, hashlib.sha256(b"\xff broken").digest(), None, None, None, 8, "not_json"),
     ]
     assert names(tmp_path) == ["costs-0-0-0.parquet", "training-0-0-0.parquet"]
 
@@ -282,6 +282,32 @@ def test_what_is_older_than_archive_days_goes_by_event_time_behind_the_tenants_n
     feed.keeper.close()
     feed.start()
     assert feed.read[("training", 0)] == len(feed.log[("training", 0)])  # and is not made again
+
+
+def test_each_tenant_may_have_archive_days_of_its_own_shorter_or_longer_also_when_it_has_fallen_silent(tmp_path: Path) -> None:
+    now = [NOW_MS / 1000]
+    feed = Feed(tmp_path, 1, days={"": 60.0, "short": 30.0, "long": 300.0}, clock=lambda: now[0])
+    tenants = ("short", "other", "long")
+
+    def ages(tenant: str) -> list[int]:
+        return sorted(int(row[0]) for row in rows(tmp_path, "id, 0, 0", f"tenant = '{tenant}'"))
+
+    for days in (0, 10, 40, 70, 200, 400):  # each tenant has the same
+        for tenant in tenants:
+            moment = (START - timedelta(days=days)).isoformat()
+            feed.send({"id": str(days), "type": "metric.recorded.v1", "tenant": tenant, "time": moment, "data": {"model": "a"}})
+    feed.send(b"no event")
+    feed.take()
+    asked = {tenant: sorted(int(one["id"]) for one in feed.pages("metrics", "metrics", tenant)) for tenant in tenants}
+    assert asked == {"short": [0, 10], "other": [0, 10, 40], "long": [0, 10, 40, 70, 200]}  # at once; the files follow
+    feed.write()
+    feed.tidy()
+    assert {tenant: ages(tenant) for tenant in tenants} == asked
+    for passed, left in ((40, {"short": [], "other": asked["other"], "long": asked["long"]}), (80, {"short": [], "other": [], "long": asked["long"]})):
+        now[0] = NOW_MS / 1000 + passed * 86_400  # nobody sends anything any more
+        feed.tidy()
+        assert {tenant: ages(tenant) for tenant in tenants} == left
+        assert bool(rows(tmp_path, where="tenant IS NULL")) == (passed < 60)  # what is no event is nobody's: by the days of all others
 
 
 def test_a_silent_tenant_goes_by_the_clock(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ AS_B = {"Authorization": "Bearer token-of-b"}
 WORDS = {  # free texts and names, whatever the event
     "id", "name", "forecast_id", "model", "arc_label", "symbolic_tag", "confidence_status", "variable", "metric_id", "metric_type", "run", "task_type",
     "agent", "goal_id", "metric", "task", "judge", "execution_id", "model_version", "refers_to", "description", "feedback", "rationale", "message",
-    "reason", "rule",
+    "reason", "rule", "quality",
 }  # fmt: skip
 MAPS = {"inputs", "values", "criteria", "rubric_scores", "metadata", "fields", "new_score"}
 LISTS = {"tags", "capabilities"}
@@ -139,9 +139,9 @@ def paths(service: Service) -> dict[str, Any]:
     return dict(service.ask("/openapi.json").json()["paths"])
 
 
-def questions(service: Service) -> Iterator[tuple[str, str]]:
-    """(path of the description, a request): each with several names and parameters, so that most of them find something."""
-    events = corpus()
+def questions(service: Service, events: list[dict[str, Any]] | None = None) -> Iterator[tuple[str, str]]:
+    """(path of the description, a request): each with several names of the events and parameters, so that most of them find something."""
+    events = corpus() if events is None else events
     asked_of: dict[str, list[dict[str, Any]]] = {}
     for vector in VECTORS.values():
         for check in vector["checks"]:

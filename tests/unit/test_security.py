@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,16 +23,18 @@ import pytest
 from agents import auth, limits
 from agents import http as served
 from agents import seam as inside
+from agents.access import security
 from agents.app import check_settings
 from agents.auth import Denied, TokenFile, Tokens, token_hash
 from agents.limits import Quota, tls
 from agents.main import config
 from agents.registry import FOLD_SETTINGS
+from streams.cli.options import security as commands_security
 from streams.client import Client
 from streams.errors import ConfigError
 from streams.settings import MASK, declare, load, unknown_variables
 
-from ..certificates import self_signed
+from ..certificates import self_signed, signed
 from ..service import TOKENS, Server, Service
 
 ROOT = Path(__file__).parent.parent.parent
@@ -227,6 +230,60 @@ def test_http_is_served_by_tls_and_nothing_older_than_1_2(tmp_path: Path, servic
             old.wrap_socket(plain, server_hostname="localhost")
 
 
+def test_where_callers_need_a_certificate_nobody_without_one_of_the_authoritys_gets_an_answer(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = self_signed(tmp_path)
+    authority = self_signed(tmp_path, "authority")
+    mine, others = signed(tmp_path, "mine", authority), self_signed(tmp_path, "others")
+    words = {"web_tls_cert": str(cert), "web_tls_key": str(key), "web_tls_client_ca": str(authority[0])}
+    with Server(service, tls(load(words, {}, None, FOLD_SETTINGS))) as server:
+
+        def ask(own: tuple[Path, Path] | None, token: str | None = "token-of-a") -> int:
+            context = ssl.create_default_context(cafile=str(cert))
+            if own is not None:
+                context.load_cert_chain(*own)
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            request = urllib.request.Request(f"https://127.0.0.1:{server.port}/api/v1/costs", headers=headers)
+            try:
+                with urllib.request.urlopen(request, context=context, timeout=10) as response:
+                    return int(response.status)
+            except urllib.error.HTTPError as refused:
+                return refused.code
+
+        assert ask(mine) == 200
+        assert ask(mine, None) == 401  # it is no token
+        (tmp_path / "whole.pem").write_text(mine[0].read_text() + mine[1].read_text())
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        monkeypatch.setenv("PULSEFOLD_CLIENT_CERT", str(tmp_path / "whole.pem"))
+        with Client(f"https://127.0.0.1:{server.port}", token="token-of-a") as client:
+            assert client.get("/costs")["lag"] == 0
+        monkeypatch.setenv("PULSEFOLD_CLIENT_CERT", str(cert))
+        with Client(f"https://127.0.0.1:{server.port}", token="token-of-a") as client, pytest.raises(ConfigError, match="PULSEFOLD_CLIENT_CERT"):
+            client.get("/costs")
+        for own in (None, others):
+            with pytest.raises(OSError):
+                ask(own)
+
+
+def test_a_clients_certificate_is_given_to_every_kafka_client_and_one_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path)
+    locked = self_signed(tmp_path, "locked", password="long-enough")
+    base = {"kafka_security_protocol": "SSL", "kafka_ssl_cafile": str(cert)}
+    whole = load({**base, "kafka_ssl_certfile": str(cert), "kafka_ssl_keyfile": str(key)}, {}, None, FOLD_SETTINGS)
+    _, theirs = security(whole)
+    assert (theirs["ssl.certificate.location"], theirs["ssl.key.location"]) == (str(cert), str(key))
+    assert commands_security(whole) == theirs
+    for words, name in (
+        ({"kafka_ssl_keyfile": str(key)}, "kafka_ssl_certfile"),
+        ({"kafka_ssl_certfile": str(cert)}, "kafka_ssl_certfile"),
+        ({"kafka_ssl_certfile": str(tmp_path / "nowhere"), "kafka_ssl_keyfile": str(key)}, "kafka_ssl_keyfile"),
+        ({"kafka_ssl_certfile": str(locked[0]), "kafka_ssl_keyfile": str(locked[1])}, "kafka_ssl_keyfile"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            security(load({**base, **words}, {}, None, FOLD_SETTINGS))
+
+
 def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path)
     other, locked = self_signed(tmp_path, "other"), self_signed(tmp_path, "locked", password="long-enough")
@@ -238,6 +295,9 @@ def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(tmp_path: Pat
         {"web_tls_cert": str(tmp_path / "nowhere.pem"), "web_tls_key": str(key)},
         {"web_tls_cert": str(tmp_path / "garbage.pem"), "web_tls_key": str(key)},
         {"web_tls_cert": str(locked[0]), "web_tls_key": str(locked[1])},
+        {"web_tls_client_ca": str(cert)},
+        {"web_tls_cert": str(cert), "web_tls_key": str(key), "web_tls_client_ca": str(tmp_path / "garbage.pem")},
+        {"web_tls_cert": str(cert), "web_tls_key": str(key), "web_tls_client_ca": str(tmp_path / "nowhere.pem")},
     ):
         with pytest.raises(ConfigError, match="web_tls"):
             check_settings(load(words, {}, None, FOLD_SETTINGS))
@@ -437,6 +497,31 @@ def test_a_stream_whose_reader_takes_nothing_is_ended(server: Server) -> None:
     connection.close()
 
 
+def test_a_reader_that_is_too_slow_is_told_how_many_messages_it_missed_and_nothing_of_others(server: Server) -> None:
+    board = server.service.engine.board
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(b"GET /api/v1/alerts/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token-of-a\r\n\r\n")
+        assert wait(lambda: len(board.subscribers) == 1)
+        evidence = {"topic": "costs", "partition": 0, "offset": 1}
+
+        async def flood() -> None:  # without a pause: the stream cannot take any meanwhile
+            for n in range(2500):
+                data = {"alert_id": f"x{n}", "rule": "r", "subject": "s", "severity": "info", "period": "all", "evidence": evidence}
+                body = {"id": f"m{n}", "type": "alert.opened.v1", "time": "2026-03-02T00:00:00Z", "tenant": "ab"[n % 2], "data": data}
+                board.read(f"x{n}".encode(), json.dumps(body).encode(), (0, n))
+
+        server.run(flood())
+        connection.settimeout(10)
+        raw = b""
+        while b"event: lost" not in raw or not raw.endswith(b"\n\n\r\n"):
+            raw += connection.recv(65_536)
+            if raw.count(b"event: alert.opened") >= 1000 and b"event: lost" in raw:
+                break
+    told = sum(int(n) for n in re.findall(rb'event: lost\ndata: {"messages":(\d+)}', raw))
+    assert told == 250 == board.n_lost  # 1,250 were the tenant's, 1,000 find room
+    assert wait(lambda: not board.subscribers)
+
+
 def test_a_stream_ends_with_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps(TOKENS))
@@ -502,6 +587,28 @@ def test_events_over_the_quota_are_429_and_nothing_of_the_batch_is_accepted(tmp_
         assert status == 429 and "results" not in body
         assert 3 <= int(headers["Retry-After"]) <= 4
         assert "tenant_events_per_s" in body["detail"]
+
+
+def test_a_token_asks_so_often_a_second_and_is_told_when_to_come_again_and_others_are_not_held_up(tmp_path: Path) -> None:
+    made = Service(tmp_path, 1, {**TOKENS, "second-of-a": TOKENS["token-of-a"]}, queries_per_s=5)
+    now = [100.0]
+    made.routes.queries.clock = lambda: now[0]
+
+    def ask(token: str, path: str = "/api/v1/costs") -> Any:
+        return made.ask(path, {"Authorization": f"Bearer {token}", **({"X-Tenant": "a"} if "root" in token else {})})
+
+    paths = ("/api/v1/costs", "/api/v1/status", "/api/v1/alerts", "/api/v1/metrics", "/api/v1/nothing")  # the last is none's and does not count
+    assert [ask("token-of-a", path).status for path in (*paths, "/api/v1/costs")] == [200, 200, 200, 200, 404, 200]
+    refused = ask("token-of-a")
+    assert refused.status == 429 and refused.headers["Retry-After"] == "1" and refused.headers["Content-Type"].startswith("application/problem+json")
+    assert refused.json()["status"] == 429 and "queries_per_s = 5" in refused.json()["detail"]
+    assert [ask(token).status for token in ("second-of-a", "token-of-b", "token-of-root")] == [200, 200, 200]
+    now[0] += 1.0
+    assert ask("token-of-a").status == 200
+    assert made.ask("/healthz").status == 200 and made.ask("/readyz").status == 200
+    unlimited = Service(tmp_path / "more", 1, TOKENS, queries_per_s="off")
+    unlimited.routes.queries.clock = lambda: now[0]
+    assert all(unlimited.ask("/api/v1/costs", {"Authorization": "Bearer token-of-a"}).status == 200 for _ in range(50))
 
 
 # ---- what is told to nobody

@@ -124,6 +124,7 @@ def test_the_files_stay_near_the_bound_while_events_come_and_go(tmp_path: Path) 
     waiting: list[int] = []
     for i in range(10_000):
         waiting.append(put(spool, f"e{i}", 500))
+        spool.checkpoint()  # as the publisher's own thread does
         if len(waiting) == 1500:
             spool.remove(waiting)
             waiting.clear()
