@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from streams.derive import time_text
+from streams.events import SOURCE_EVENTS, UPCASTS, ClockTicked, newest
 from tables.fold import View
 from tables.partition import COUNTERS, WATERMARK, Counters
 
@@ -228,7 +229,13 @@ def openapi(views: Sequence[View | RawView]) -> dict[str, Any]:
     stream = {"200": {"description": "OK", "content": {"text/event-stream": {"schema": {"type": "string"}}}}, **bad}
     paths["/api/v1/alerts/stream"] = {"get": {"summary": "Server-sent events: every new alert message", "responses": stream}}
     paths["/api/v1/status/stream"] = {"get": {"summary": "Server-sent events: status when it changes, and every new alert message", "responses": stream}}
-    event = {"type": "object", "required": ["id", "type", "data"]}
+    types = sorted(data.TYPE for data in SOURCE_EVENTS if data is not ClockTicked)
+    earlier = "; ".join(f"{data.TYPE} is taken as {newest(data).TYPE} says it" for data in UPCASTS)
+    event = {
+        "type": "object",
+        "required": ["id", "type", "data"],
+        "properties": {"type": {"type": "string", "enum": types, "description": f"with its version; {earlier}"}},
+    }
     paths["/api/v1/events"] = {
         "post": {
             "summary": "One CloudEvent, or a batch",

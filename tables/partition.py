@@ -22,7 +22,7 @@ import numpy as np
 
 from streams.codec import Batch, InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
-from streams.events import ClockTicked, MetricRecorded, TenantCleared
+from streams.events import UPCASTS, ClockTicked, MetricRecorded, TenantCleared, newest, upcast
 
 from .dedupe import IDS, SLICE, Window, redriven
 from .fold import Absorbed, Fold, Refused
@@ -135,6 +135,10 @@ def _cleared(event: Event, p: Partition) -> None:
         p.clear(event.tenant)
 
 
+def _upcasting(handler: Callable[[Event, Partition], None]) -> Callable[[Event, Partition], None]:
+    return lambda event, p: handler(upcast(event), p)
+
+
 NO_TABLE = (_no_table,)
 IN_FUTURE = InvalidEvent("time_in_future", "time: more than max_future after the record's Kafka timestamp", "time")
 COUNTERS = Table("counters", Counters, rank=0)
@@ -206,12 +210,16 @@ class Schema:
             for data, handler in fold.handlers.items():
                 self.handlers[data] = (*self.handlers.get(data, ()), handler)
         self.handlers[TenantCleared] = (*self.handlers.get(TenantCleared, ()), _cleared)  # when the folds have told what they have to
+        for former in UPCASTS:  # folds know the newest version of a type alone
+            self.handlers[former] = tuple(_upcasting(handler) for handler in self.handlers.get(newest(former), ()))
         for fold in folds:
             self.runs.update({data: run for data, run in fold.runs.items() if len(self.handlers[data]) == 1})
         self.repeats: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {}
         for fold in folds:
             for data, handler in fold.repeats.items():
                 self.repeats[data] = (*self.repeats.get(data, ()), handler)
+        for former in UPCASTS:
+            self.repeats[former] = tuple(_upcasting(handler) for handler in self.repeats.get(newest(former), ()))
 
 
 class Partition:
