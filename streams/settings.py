@@ -90,7 +90,12 @@ SERVICE: tuple[Setting, ...] = (
         "on = publish alerts and derived events; off = only fold and serve; auto = on for the app that was there first",
     ),
     Setting("roles", Roles, "all", "what this worker does; all = fold, serve, archive"),
-    Setting("rebuild", bool, False, "fold everything again from the log's start where tables were made with other settings or versions"),
+    Setting(
+        "rebuild",
+        bool,
+        False,
+        "where tables were made with other settings or versions, fold them anew from the log's start beside those, which serve until it is done",
+    ),
     Setting("archive_dir", str | None, None, "folder of the archive; off = one beside data_dir, and a temporary one with the embedded broker"),
     Setting("archive_days", Days, 90.0, "days that the archive keeps events, by event time; 30 or more"),
     Setting("anonymise_key", Secret | None, None, "secret that pseudonyms are made with; set, exports are anonymised unless told otherwise", secret=True),

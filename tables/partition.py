@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -183,20 +183,23 @@ class Schema:
     Args:
         folds: in the order in which they see an event; one that may refuse a type comes first for it.
         bounds: limits of absorbing.
+        generation: its name on the changelog, where it was given one by a worker that wrote equal values otherwise (1 for 1.0).
+        given: the folds' settings by name, from which they can be made again.
 
     Attributes:
         made_of: what the generation is a digest of: ``{"tables": {name: version}, "settings": {name: value}}``.
         wires: name of each table's rows on the changelog, ``NAME.VERSION.GENERATION``.
     """
 
-    def __init__(self, folds: Sequence[Fold], bounds: Bounds | None = None) -> None:
+    def __init__(self, folds: Sequence[Fold], bounds: Bounds | None = None, generation: str | None = None, given: Mapping[str, Any] | None = None) -> None:
         self.bounds = bounds or Bounds()
         self.folds = list(folds)
         # ours first: they are shared by every schema, so their place must not depend on the folds
         self.tables: list[Table[Any]] = [*OWN, *(t for f in folds for t in f.tables)]
         self.by_wire: dict[str, Table[Any]] = {}
         self.made_of = made_of(self.tables, self.bounds)
-        self.generation = hashlib.sha256(msgspec.json.encode(self.made_of, order="sorted")).hexdigest()[:8]
+        self.given = {"max_future_s": self.bounds.max_future_us / 1e6, "dedupe_window": self.bounds.dedupe_window, **(given or {})}
+        self.generation = generation or hashlib.sha256(msgspec.json.encode(self.made_of, order="sorted")).hexdigest()[:8]
         self.wires = [f"{table.name}.{table.version}.{self.generation}" for table in self.tables]
         for index, (table, wire) in enumerate(zip(self.tables, self.wires, strict=True)):
             if wire in self.by_wire:
