@@ -18,7 +18,7 @@ from streams.keys import derived_id, encode_key
 from streams.outputs import publishing_app
 from streams.settings import Settings, load, roles, unknown_variables
 from streams.topics import SOURCE_TOPICS, changelog_name
-from tables.partition import Partition
+from tables.partition import Partition, Schema
 from tables.trust import ScheduledDecay, Trust
 
 from . import seam
@@ -35,6 +35,7 @@ from .limits import LOOPBACK, tls
 from .registry import FOLD_SETTINGS, schema_of
 from .rules import Rules
 from .scores import Scores
+from .standings import Standings
 from .tombstones import Tombstones
 
 STATIC = Path(__file__).parent / "static"
@@ -69,25 +70,27 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
     def __init__(self, engine: Engine, trust: Trust, tenants: Callable[[], Sequence[str]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.engine = engine
+        self.schedules: dict[str, ScheduledDecay] = {}
+        self.use(trust)
+        self.tenants = tenants
+
+    def use(self, trust: Trust) -> None:
+        """Go by this fold's schedules from now on."""
         self.trust = trust
         self.schedules = {kind: plan for kind, plan in trust.settings.trust_scheduled_decay.items() if plan is not None}
-        self.tenants = tenants
 
     @Service.task
     async def _tick(self) -> None:
-        if not self.schedules:
-            return
         last = {kind: int(time.time() // plan.every_s) for kind, plan in self.schedules.items()}
-        pause = min(1.0, *(plan.every_s / 4 for plan in self.schedules.values()))
         served = False
         while not self.should_stop:
-            await self.sleep(pause)
+            await self.sleep(min([1.0, *(plan.every_s / 4 for plan in self.schedules.values())]))
             shard = self.engine.core.shards.get(("judgments", 0))
             partition = shard.partition if shard is not None and shard.ready and self.engine.publishes else None
             begins, served = partition is not None and not served, partition is not None
             for kind, plan in self.schedules.items():
                 number = int(time.time() // plan.every_s)
-                passed, last[kind] = number > last[kind], number
+                passed, last[kind] = number > last.get(kind, number), number
                 if partition is not None and (passed or begins):
                     await self._publish(partition, kind, plan, number, passed)
 
@@ -105,6 +108,11 @@ class Ticks(Service):  # type: ignore[misc]  # mode is untyped here
             source = f"pulsefold/{self.engine.config.app_id}"
             value = event_bytes(type="trust.decayed.v1", id=name, source=source, time_us=time_us, tenant=tenant, data=data)
             await self.engine.send(self.engine.full_names["judgments"], value, key=encode_key(tenant), partition=0)
+
+
+def trust_of(schema: Schema) -> Trust:
+    """The fold of trust."""
+    return next(fold for fold in schema.folds if isinstance(fold, Trust))
 
 
 def check_settings(settings: Settings) -> Tokens:
@@ -196,8 +204,9 @@ def build(settings: Settings) -> seam.App:
     rules = Rules(engine, [rule for fold in tables.folds for rule in fold.rules], routes.reader, settings.get("alert_interval_s"))
     scored = [one for fold in tables.folds for one in fold.scored] if settings.get("publish_scores") else []
     scores = Scores(engine, scored, routes.reader, settings.get("topic_prefix") + "scores")
-    trust = next(fold for fold in tables.folds if isinstance(fold, Trust))
-    ticks = Ticks(engine, trust, lambda: sorted({t for p in engine.partitions.get("judgments", ()) for space in p.spaces for t in space if t}))
+    engine.on_schema.append(lambda schema: scores.use([one for fold in schema.folds for one in fold.scored] if settings.get("publish_scores") else []))
+    ticks = Ticks(engine, trust_of(tables), lambda: sorted({t for p in engine.partitions.get("judgments", ()) for space in p.spaces for t in space if t}))
+    engine.on_schema.append(lambda schema: ticks.use(trust_of(schema)))
     for table in tables.tables:
         app.tables.add(seam.Rows(app, name=table.wire, help=f"rows of {table.name}, rank {table.rank}"))
 
@@ -228,6 +237,7 @@ def build(settings: Settings) -> seam.App:
     engine.add_dependency(scores)
     engine.add_dependency(ticks)
     engine.add_dependency(ClearedAlerts(engine, rules))
+    engine.add_dependency(Standings(engine, rules))
     engine.add_dependency(archive)
     engine.add_dependency(Tombstones(engine, min(60.0, 12 * settings.get("alert_interval_s"))))
     limit = settings.get("dead_letters_per_minute")

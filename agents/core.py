@@ -21,9 +21,12 @@ The rules this file keeps, for one source partition s and its changelog partitio
    everything below is durable, so nothing that it would be needed for is folded again. What is written late over a tombstone,
    or a tombstone over a newer row, is repaired as in 7.
 9. **Generations apart.** What a partition's rows are made with (`Schema.made_of`) is written before its first row. Where only that
-   of other generations is found, the partition does not become ready, unless this worker was told to rebuild: then it folds from
-   the log's start, beside the other rows.
-10. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
+   of other generations is found, the partition does not become ready, unless this worker was told to rebuild.
+10. **Built beside, swapped at once.** Which generation serves is one record for the whole app (`Served`). Another is built by a core of its
+   own that folds from the log's start what the serving one has made durable, and puts nothing out: what it would have told of alerts is
+   kept as rows (`Shard.told`), outputs before rows as in 1. When every partition is built the record changes; an owner then begins where
+   the former one stopped, and first tells, once, which alerts stand differently.
+11. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
    writes the same, or they are written on regaining.
 """
 
@@ -36,13 +39,36 @@ import msgspec
 
 from streams.errors import TopicProblem
 from tables.dedupe import IDS
-from tables.partition import CLEARED, COUNTERS, GRAVE, HEAD, OWN, Output, Partition, Record
+from tables.partition import CLEARED, COUNTERS, GRAVE, HEAD, OWN, Output, Partition, Record, Schema
 from tables.rows import Row, parse_wire_key, wire_key
 
 SCHEMA = "schema"
 """First part of the changelog key of what a generation is made of; the second is the generation."""
+SERVED = b"served|"
+"""Changelog key of the record that says which generation serves; in partition 0 of the first source topic's changelog."""
+TOLD, BUILT = "told", "built"
+"""What a generation that is being built would have said of an alert; how far it is built where no row can tell. Followed by ``.GENERATION``."""
+NOT_YET = 1 << 62
+"""An offset beyond all."""
 MOST_TOMBSTONES = 20_000
 """In one flush."""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """Which generation serves.
+
+    Attributes:
+        n: number of the decision; a later one wins over an earlier one that is written late.
+        generation: it is folded, asked, and puts out.
+        former: the one before it, set when the swap is made: rows of all others are then ended. None while another is being built.
+    """
+
+    n: int
+    generation: str
+    former: str | None = None
+
+
+_served = msgspec.json.Decoder(Served).decode
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +89,7 @@ class Flush:
     marks: list[tuple[int, Row, int]]
     upto: int
     graves: list[tuple[int, Row]] = field(default_factory=list)
+    told: set[bytes] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +133,11 @@ class Shard:
         generations: what is on the changelog, by generation: what its rows are made with, JSON.
         written: rows of ours that the follower has not met yet, by changelog key.
         n_gone: offsets that the source topic removed before they were folded.
+        building: its rows are made beside those that serve; nothing is put out.
+        headless: they cannot be made: the log no longer has its start.
+        told: alert id -> what a generation said of it while it was built, until an owner has told what differs; empty otherwise.
+        built: records below this are in the rows of the generation that is being built, as its builder says.
+        foreign: generation -> its rows as they are on the changelog, where `Core.gather` asks for them.
     """
 
     def __init__(self, partition: Partition) -> None:
@@ -132,10 +164,30 @@ class Shard:
         self.n_gone = 0
         self.n_rows = 0
         self.n_followed = 0
+        self.building = False
+        self.headless = False
+        self.told: dict[bytes, bytes] = {}
+        self.untold: set[bytes] = set()
+        self.built = 0
+        self.foreign: dict[str, dict[bytes, bytes]] = {}
 
     def dirty(self) -> bool:
         """Something absorbed is not yet durable."""
         return bool(self.partition.outputs) or any(self.partition.dirty)
+
+    def absorbed(self) -> int:
+        """Offset up to which (exclusive) the rows here have absorbed the partition, as far as rows can tell."""
+        if self.ready:
+            return self.next
+        return max(max((row.logged for row in self.partition.spaces[IDS.index].get("", {}).values()), default=-1) + 1, self.built)
+
+    def keep(self, generation: str, key: bytes, value: bytes | None) -> None:
+        """Note a row of another generation; an older one that comes late does not replace a newer one."""
+        rows = self.foreign.setdefault(generation, {})
+        if value is None:
+            rows.pop(key, None)
+        elif key not in rows or len(value) < HEAD.size or HEAD.unpack_from(value)[0] >= HEAD.unpack_from(rows[key])[0]:
+            rows[key] = value
 
 
 def _place(found: tuple[int, Row]) -> tuple[int, str, tuple[str, ...]]:
@@ -148,18 +200,27 @@ class Core:
 
     Args:
         rebuild: fold a partition whose rows are all of other generations from its start.
+
+    Attributes:
+        gather: keep the rows of other generations, in `Shard.foreign`.
+        served: which generation serves; None where that was never in question.
+        outdated: an earlier decision was written after it, and would win compaction.
     """
 
     def __init__(self, partitions: Iterable[Partition], *, rebuild: bool = False) -> None:
         self.rebuild = rebuild
+        self.gather = False
+        self.served: Served | None = None
+        self.outdated = False
         self.shards: dict[tuple[str, int], Shard] = {(p.topic, p.number): Shard(p) for p in partitions}
 
     # ---- ownership
 
-    def gained(self, topic: str, number: int, *, committed: int | None, log_start: int, changelog_end: int) -> Shard:
+    def gained(self, topic: str, number: int, *, committed: int | None, log_start: int, changelog_end: int, building: bool = False) -> Shard:
         """The partition is ours from now on.
 
         Args:
+            building: to be made beside the rows that serve.
             committed: the group's offset, None if it never committed.
             log_start: oldest offset that the source topic keeps.
             changelog_end: end of the changelog partition, read **after** the assignment.
@@ -168,7 +229,8 @@ class Core:
         self._renounce(shard)
         shard.owned = True
         shard.committed = committed
-        shard.publish_from = committed or 0
+        shard.building = building
+        shard.publish_from = NOT_YET if building else committed or 0
         shard.log_start = log_start
         shard.goal = changelog_end
         self._maybe_ready(shard)
@@ -200,10 +262,17 @@ class Core:
         if not shard.owned or shard.ready or shard.goal is None or shard.followed < shard.goal or self.differs(shard):
             return
         partition = shard.partition
+        shard.next = partition.restored()
+        if shard.building:
+            shard.next = max(shard.next, shard.built)
+            shard.headless = shard.log_start > shard.next
+            if shard.headless:
+                return
+            if not shard.told:
+                self._tell(shard, b"", b"{}")  # there may be alerts of the former rows, and none of these
         logged_done = max((row.logged for row in partition.space(IDS, "").values()), default=-1)
         known = max(shard.publish_from, logged_done + 1)
         partition.outputs = [out for out in partition.outputs if out.offset >= known]
-        shard.next = partition.restored()
         if shard.log_start > shard.next:
             passed = max(shard.next, shard.committed or 0)  # where nothing was folded yet, this is a new deployment on a topic of some age
             shard.n_gone += max(0, shard.log_start - passed) if passed else 0
@@ -231,15 +300,36 @@ class Core:
         partition = shard.partition
         if end <= shard.next:
             return 0
+        if shard.told and shard.next < shard.publish_from < end:  # what stands differently is told before anything new
+            end = shard.publish_from
+            records = [record for record in records if record.offset < end]
         before = len(partition.outputs)
         new = partition.absorb(records)
         if shard.publish_from > shard.next and len(partition.outputs) > before:
-            kept = [out for out in partition.outputs[before:] if out.offset >= shard.publish_from]
-            partition.outputs[before:] = kept
+            fresh = partition.outputs[before:]
+            partition.outputs[before:] = [out for out in fresh if out.offset >= shard.publish_from]
+            for out in fresh if shard.told else ():
+                if out.topic == "alerts" and out.offset < shard.publish_from and out.key is not None and out.value is not None:
+                    self._tell(shard, out.key, out.value)
         shard.next = end
         if not shard.dirty() and shard.flushing is None:
             shard.safe = end  # only control records, or records absorbed before
         return new
+
+    def _tell(self, shard: Shard, alert: bytes, message: bytes) -> None:
+        shard.told[alert] = message
+        shard.untold.add(alert)
+
+    def differing(self, shard: Shard) -> bool:
+        """Whether what stands differently is to be told now, by the owner, who folds nothing new before."""
+        return bool(shard.told) and shard.ready and not shard.building and shard.next >= shard.publish_from
+
+    def serve(self, shard: Shard, former: Shard) -> None:
+        """Go on in the place of the former rows, which the same owner has folded and written up to where this shard is built."""
+        if not (shard.ready and former.ready and shard.next == former.next):
+            raise ValueError("a shard takes over where it is built as far as the former one was folded")
+        shard.building = False
+        shard.committed, shard.publish_from = former.committed, former.next
 
     def idle(self, shard: Shard, position: int) -> Refusal | None:
         """Asked now and then with the fetch position: fetch again if what lies between it and `next` does not arrive.
@@ -281,6 +371,7 @@ class Core:
         graves = self.overdue(shard) if partition.graves else []
         if not graves and not shard.dirty():
             return None
+        told, shard.untold = shard.untold, set()
         outputs, partition.outputs = partition.outputs, []
         rows: list[tuple[bytes, bytes | None]] = []
         marks, written = [], shard.written
@@ -289,11 +380,12 @@ class Core:
             marks.append((index, row, row.applied))
             written[key] = index, row
         schema = partition.schema
+        rows[:0] = [(told_key(schema.generation, alert), shard.told[alert]) for alert in sorted(told)]
         if rows and schema.generation not in shard.generations:
-            rows.insert(0, (wire_key(SCHEMA, schema.generation, ()), msgspec.json.encode(schema.made_of)))
+            rows.insert(0, (wire_key(SCHEMA, schema.generation, ()), record_of(schema)))
         rows += [(wire_key(schema.wires[index], row.tenant, row.key), None) for index, row in graves]
         shard.entombed.update(graves)
-        shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next, graves)
+        shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next, graves, told)
         return shard.flushing
 
     def overdue(self, shard: Shard) -> list[tuple[int, Row]]:
@@ -316,7 +408,7 @@ class Core:
         if flush.rows:
             schema = shard.partition.schema
             if schema.generation not in shard.generations:
-                shard.generations[schema.generation] = msgspec.json.encode(schema.made_of)
+                shard.generations[schema.generation] = record_of(schema)
         shard.safe = shard.next if not shard.dirty() else flush.upto
 
     def failed(self, flush: Flush) -> None:
@@ -329,6 +421,7 @@ class Core:
     def _put_back(self, flush: Flush) -> None:
         partition = flush.shard.partition
         partition.outputs[:0] = flush.outputs
+        flush.shard.untold |= flush.told & flush.shard.told.keys()
         for index, row, applied in flush.marks:
             if (applied > row.logged or (index, row) in flush.shard.regressed) and partition.current(index, row):
                 partition.dirty[index].add(row)
@@ -381,6 +474,10 @@ class Core:
                     shard.generations[tenant] = value
                 elif wire == SCHEMA:
                     shard.generations.pop(tenant, None)
+                elif key == SERVED:
+                    self._decided(value)
+                else:
+                    self._noted(shard, wire, parts, key, value)
                 continue
             if value is None:
                 self._tombstone(shard, table.index, tenant, parts)
@@ -437,6 +534,30 @@ class Core:
         if shard.ready and shard.flushing is None and not shard.dirty():
             shard.safe = shard.next  # another worker's rows made ours durable
         return changed
+
+    def _decided(self, value: bytes | None) -> None:
+        """The record of which generation serves was read."""
+        found = None if value is None else _served(value)
+        if found is None or (self.served is not None and found.n < self.served.n):
+            self.outdated = self.served is not None
+        else:
+            self.served, self.outdated = found, False
+
+    def _noted(self, shard: Shard, wire: str, parts: tuple[str, ...], key: bytes, value: bytes | None) -> None:
+        """What is on the changelog besides our rows."""
+        kind, _, generation = wire.rpartition(".")
+        if generation != shard.partition.schema.generation:
+            if self.gather:
+                shard.keep(generation, key, value)
+            elif value is not None:
+                shard.generations.setdefault(generation, b"{}")  # a zombie's, from before a swap
+        elif kind == TOLD and not shard.ready:  # an owner knows better
+            if value is None:
+                shard.told.pop(parts[0].encode(), None)
+            else:
+                shard.told[parts[0].encode()] = value
+        elif kind == BUILT and value is not None:
+            shard.built = max(shard.built, int(value))
 
     def _buried(self, shard: Shard, index: int, grave: Row) -> None:
         """Another worker has cleared a row."""
@@ -517,4 +638,14 @@ class Core:
             shard.partition.window.restore()
 
 
-__all__ = ["COUNTERS", "Core", "Flush", "Refusal", "Shard", "WrongIdentity"]
+def record_of(schema: Schema) -> bytes:
+    """What is written of a generation: what it is a digest of, and the settings that it can be made again with."""
+    return msgspec.json.encode({**schema.made_of, "given": schema.given})
+
+
+def told_key(generation: str, alert: bytes) -> bytes:
+    """Changelog key of what a generation that is built says of an alert."""
+    return wire_key(f"{TOLD}.{generation}", "", (alert.decode(),))
+
+
+__all__ = ["COUNTERS", "Core", "Flush", "Refusal", "Served", "Shard", "WrongIdentity"]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import InvalidRequestError, InvalidSessionTimeoutError, KafkaError
@@ -25,8 +27,9 @@ from tables.partition import GRAVE, Output, Partition, Schema, partitions_of
 from tables.rows import Row, parse_wire_key
 
 from .board import Board
-from .core import SCHEMA, Core, Flush, Refusal, Shard, WrongIdentity
-from .generations import other_tables
+from .core import SCHEMA, SERVED, Core, Flush, Refusal, Served, Shard, WrongIdentity
+from .generations import other_tables, remade
+from .rebuild import Rebuild
 from .seam import plain_records
 
 R = TypeVar("R")
@@ -83,7 +86,11 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     Attributes:
         restored: the tables are restored up to what was on the changelog at the start.
-        ready: the same, and where they are being rebuilt that has come as far as the old ones were.
+        ready: the same, and there are tables to be asked.
+        rebuild: the tables that are being built beside those that serve; None otherwise.
+        rebuilt: what the last one came to.
+        held: nothing new is folded, because the tables are being swapped or this worker gives way.
+        on_schema: told of the schema of other tables that serve from now on.
         board: the alerts.
         publishes: False in an app that only reads: its outputs are dropped.
         publisher: the app that is recorded as the one that publishes outputs; None where nobody asked.
@@ -114,11 +121,17 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.full_names = {topic: config.prefix + topic for topic in config.changelogs}
         self.short_names = {full: topic for topic, full in self.full_names.items()}
         self.counts: dict[str, int] = {}
+        self.identities: dict[str, int] = {}
         self.by_changelog: dict[TopicPartition, Shard] = {}
         self.alert_partitions: list[TopicPartition] = []
         self.alerts_topic = config.prefix + "alerts"
         self.restored = False
         self.ready = False
+        self.rebuild: Rebuild | None = None
+        self.rebuilt: dict[str, Any] | None = None
+        self.held = False
+        self.on_schema: list[Callable[[Schema], None]] = []
+        self._heeded: Served | None = None
         self.started_at = time.time()
         self.restored_s: float | None = None
         self.restore_goal: dict[TopicPartition, int] = {}
@@ -137,7 +150,6 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.on_refused: Callable[[], None] | None = None
         self.log_starts: dict[tuple[str, int], int] = {}
         self._admin: Any = None
-        self._asked_at = 0.0
         self._promised: dict[Shard, tuple[int, int]] = {}
         self._passed: dict[Shard, int] = {}
 
@@ -150,13 +162,20 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             counts: source topic (without prefix) -> number of partitions on the broker.
             identities: source topic -> 32 bits of its Kafka topic id, 0 where the broker has none.
         """
+        self.counts, self.identities = dict(counts), dict(identities)
+        self.partitions, self.core = self.made(self.schema)
+        self.core.gather = True
+        self.by_changelog = self.places(self.core)
+
+    def made(self, schema: Schema) -> tuple[dict[str, list[Partition]], Core]:
+        """Empty partitions of a schema, and their core."""
         source = f"pulsefold/{self.config.app_id}"
-        self.counts = dict(counts)
-        self.partitions = {topic: partitions_of(topic, count, self.schema, identity=identities.get(topic, 0), source=source) for topic, count in counts.items()}
-        self.core = Core((p for ps in self.partitions.values() for p in ps), rebuild=self.config.rebuild)
-        self.by_changelog = {
-            TopicPartition(self.config.changelogs[topic], n): self.core.shards[(topic, n)] for topic, count in counts.items() for n in range(count)
-        }
+        made = {topic: partitions_of(topic, count, schema, identity=self.identities.get(topic, 0), source=source) for topic, count in self.counts.items()}
+        return made, Core((p for ps in made.values() for p in ps), rebuild=self.config.rebuild)
+
+    def places(self, core: Core) -> dict[TopicPartition, Shard]:
+        """A core's shards by the partition of the changelog that has their rows."""
+        return {TopicPartition(self.config.changelogs[topic], n): shard for (topic, n), shard in core.shards.items()}
 
     async def on_start(self) -> None:
         """Connect, and begin to follow every changelog partition from its start."""
@@ -256,6 +275,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         shard = self.shard(tp)
         if shard is None:
             return True
+        if self.held or (shard.told and self.core.differing(shard)):
+            return False
         return shard.ready and not self._dead and (shard.safe is None or shard.next - shard.safe < MAX_BEHIND)
 
     def seeks(self) -> dict[TP, int]:
@@ -300,12 +321,17 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         gone: dict[Shard, int] = {}
         for tp, shard, epoch in zip(tps, shards, epochs, strict=True):
             committed = await self.app.consumer._thread.committed_offset(tp)
-            if shard.epoch != epoch:
+            if self.shard(tp) is not shard and tp in self.app.consumer.assignment():
+                self.add_future(self._gain([tp]))  # the tables were swapped meanwhile
+                continue
+            if shard.epoch != epoch or self.shard(tp) is not shard:
                 continue  # lost again meanwhile
             name = shard.partition.topic, shard.partition.number
             self.log_starts[name] = starts[TopicPartition(tp.topic, tp.partition)]
             gone[shard] = shard.n_gone
             self.core.gained(*name, committed=committed, log_start=self.log_starts[name], changelog_end=ends[changelog[shard]])
+            if self.rebuild is not None and shard is self.core.shards[name]:
+                self.rebuild.gained(*name, self.log_starts[name], ends[changelog[shard]])
         for tp, shard in zip(tps, shards, strict=True):
             self.add_future(self._await_ready(tp, shard, shard.epoch, gone.get(shard, shard.n_gone)))
 
@@ -328,7 +354,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if not self._dead:
             try:
                 async with asyncio.timeout(self.config.shutdown_s):
-                    while any((shard := self.shard(tp)) is not None and shard.ready and (shard.dirty() or shard.flushing) for tp in ours):
+                    while any(shard.ready and (shard.dirty() or shard.flushing) for tp in ours for shard in self._shards(tp)):
                         await self._flush_all()
                     await self.app.consumer.commit()
             except (TimeoutError, KafkaError) as exc:
@@ -338,14 +364,22 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             if shard is not None:
                 self.core.lost(shard.partition.topic, shard.partition.number)
                 self._seeks.pop(tp, None)
+                if self.rebuild is not None:
+                    self.rebuild.core.lost(shard.partition.topic, shard.partition.number)
+
+    def _shards(self, tp: TP) -> list[Shard]:
+        """What is folded of a source partition: the rows that serve, and those that are built beside them."""
+        name = self.short_names.get(tp.topic, ""), tp.partition
+        cores = [self.core] if self.rebuild is None else [self.core, self.rebuild.core]
+        return [core.shards[name] for core in cores if name in core.shards]
 
     # ---- fold
 
     def absorb(self, tp: TP, chunk: tuple[int, int, int, Sequence[Any]]) -> None:
         """Fold one fetched chunk."""
         shard = self.shard(tp)
-        if shard is None or self._dead:
-            return
+        if shard is None or self._dead or self.held:
+            return  # what is dropped is fetched again
         epoch, start, end, records = chunk
         folded = shard.next
         done = self.core.chunk(shard, epoch, start, end, records)
@@ -387,13 +421,14 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if self._dead:
             return 0
         flushes = []
-        for shard in self.core.shards.values():
-            flush = self.core.take(shard)
-            if flush is not None:
-                flushes.append(flush)
-                for told in self.on_changed:
-                    told(shard, [(index, row) for index, row, _ in flush.marks if row.state is not GRAVE])
-                await asyncio.sleep(0)
+        for core in [self.core] if self.rebuild is None else [self.core, self.rebuild.core]:
+            for shard in core.shards.values():
+                flush = core.take(shard)
+                if flush is not None:
+                    flushes.append(flush)
+                    for told in self.on_changed if not shard.building else ():
+                        told(shard, [(index, row) for index, row, _ in flush.marks if row.state is not GRAVE])
+                    await asyncio.sleep(0)
         if not flushes:
             await asyncio.sleep(0.001)
             return 0
@@ -506,52 +541,155 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                         self.board.read(record.key, record.value, (tp.partition, record.offset), record.timestamp)
                     continue
                 try:
-                    changed = self.core.followed(shard, ((r.key, r.value) for r in records), positions[tp])
+                    changed = self.core.followed(shard, [(r.key, r.value) for r in records], positions[tp])
+                    if self.rebuild is not None:
+                        self.rebuild.followed(tp, [(r.key, r.value) for r in records], positions[tp])
                 except WrongIdentity as exc:
                     await self.crash(self._told(exc))
                     return
                 if changed:
                     for told in self.on_changed:
                         told(shard, changed)
-                if self.restored and self.core.differs(shard):
-                    await self.crash(other_tables(shard))
-                    return
+                if self.restored:
+                    self._heed(shard)
                 await asyncio.sleep(0)
-            if not self.ready or any(s.owned and not s.ready for s in self.core.shards.values()):
+            if not self.restored or self.rebuild is not None or any(s.owned and not s.ready for s in self.core.shards.values()):
                 await self._catch_up(positions)
                 if not self.restored and all(positions.get(tp, 0) >= end for tp, end in self.restore_goal.items()):
-                    other = next((shard for shard in self.core.shards.values() if self.core.differs(shard)), None)
-                    if other is not None:
-                        await self.crash(other_tables(other))
+                    try:
+                        await self._settle()
+                    except PulsefoldError as exc:
+                        await self.crash(exc)
                         return
                     self.restored = True
                     self.restored_s = time.monotonic() - begun
-                if self.restored and not self.ready:
-                    self.ready = await self._rebuilt()
+                    self.ready = self.rebuild is None or not self.rebuild.beside
             self._moved.set()
 
     async def joinable(self) -> None:
         """Wait until this worker may join the group: until its tables are restored, or it is to stop."""
-        while not (self.restored or self._dead or self.should_stop):
+        while not (self.ready or self._dead or self.should_stop):
             self._moved.clear()
             await self._moved.wait()
         if self.refused is not None:
             raise self.refused
 
-    async def _rebuilt(self) -> bool:
-        """Whether tables that are being rebuilt are as far as the old ones were: where the group's offsets are."""
-        rebuilding = [shard for shard in self.core.shards.values() if shard.generations.keys() - {self.schema.generation}]
-        if not rebuilding:
-            return True
-        if time.monotonic() < self._asked_at + 0.5:
-            return False
-        self._asked_at = time.monotonic()
-        try:
-            found = await self._committed([self._source(shard) for shard in rebuilding])
-        except (TimeoutError, KafkaError) as exc:
-            self.log.warning("how far the tables must be rebuilt is not known at the moment: %r", exc)
-            return False
-        return all(self.absorbed(shard) >= found.get(self._source(shard), 0) for shard in rebuilding)
+    # ---- which tables serve
+
+    async def _settle(self) -> None:
+        """Everything on the changelogs is read: decide which tables serve, and whether others are to be built beside them.
+
+        Raises:
+            PulsefoldError: other tables serve, and this worker may not rebuild; or what it must fold is gone.
+        """
+        mine, found = self.schema.generation, self._found()
+        served = self.core.served
+        serving = served.generation if served is not None else mine if mine in found or not found else next(reversed(found))
+        foreign = {place: shard.foreign.get(serving, {}) for place, shard in self.by_changelog.items()}
+        for shard in self.core.shards.values():
+            shard.foreign = {}
+        self.core.gather = False
+        if serving == mine or serving not in found:
+            self.core.rebuild |= served is not None
+            if self.config.rebuild and self.config.folds and found.keys() - {mine}:
+                await self.decide(mine, former=next(iter(found.keys() - {mine})))  # a rebuild that was given up
+            return
+        given_up = served is not None and served.former == mine  # its rows are being ended
+        if not self.config.rebuild and (mine not in found or given_up):
+            raise other_tables(next(iter(self.core.shards.values())), found[serving])
+        if given_up and mine in found:
+            for shard in self.core.shards.values():
+                await self._end_rows(shard, lambda generation: generation == mine)
+            half = self.core
+            self.partitions, self.core = self.made(self.schema)
+            self.core.served = served
+            for name, shard in self.core.shards.items():
+                shard.followed = half.shards[name].followed
+                shard.generations = {generation: what for generation, what in half.shards[name].generations.items() if generation != mine}
+        self.core.rebuild = True
+        former = remade(json.loads(found[serving]), serving, self.schema)
+        rebuild = Rebuild(self, self.schema, self.partitions, self.core, serving, found[serving], beside=former is None)
+        await rebuild.check_starts()
+        if self.config.folds and (served is None or served.former is not None):
+            await self.decide(serving)
+        if former is not None:
+            self.partitions, self.core = self.made(former)
+            self.core.rebuild, self.core.served = True, rebuild.core.served
+            for place, shard in self.places(self.core).items():
+                shard.generations = dict(rebuild.by_changelog[place].generations)
+                rows = foreign.pop(place)
+                self.core.followed(shard, rows.items(), rebuild.by_changelog[place].followed)
+                rows.clear()
+            self.use(former)
+        self.by_changelog = self.places(self.core)
+        self.rebuild = rebuild
+        rebuild.begin()
+
+    def _found(self) -> dict[str, bytes]:
+        """Generations on the changelogs, and what each is made of."""
+        return {generation: made_of for shard in self.core.shards.values() for generation, made_of in shard.generations.items()}
+
+    def use(self, schema: Schema) -> None:
+        """Serve by this schema from now on."""
+        self.schema = schema
+        for told in self.on_schema:
+            told(schema)
+
+    async def decide(self, generation: str, former: str | None = None) -> None:
+        """Write which tables serve; everybody who follows reads it, this worker too."""
+        known = self.core.served
+        decided = Served(1 if known is None else known.n + 1, generation, former)
+        topic = next(iter(self.config.changelogs))
+        await self.send(self.config.changelogs[topic], msgspec.json.encode(decided), key=SERVED, partition=0)
+        for core in [self.core] if self.rebuild is None else [self.core, self.rebuild.core]:
+            core.served = decided
+
+    def _heed(self, shard: Shard) -> None:
+        """Somebody may have decided that other tables serve."""
+        served = self.core.served
+        if self.core.outdated and shard.ready and served is not None and served.generation == self.schema.generation:
+            self.core.outdated = False
+            self.add_future(self.send(self.config.changelogs[shard.partition.topic], msgspec.json.encode(served), key=SERVED, partition=0))
+        if self.rebuild is not None:
+            self.rebuild.heed(served)
+        elif served is None:
+            if self.core.differs(shard):
+                self.add_future(self.crash(other_tables(shard)))
+        elif served.generation != self.schema.generation and served != self._heeded:
+            self._heeded = served
+            self.add_future(self.give_way(served.generation))
+
+    async def give_way(self, generation: str) -> None:
+        """Other tables serve: write what is folded, then stop."""
+        self.held = True
+        made_of = self._found().get(generation)
+        tps = [TP(self.full_names[topic], n) for (topic, n), shard in self.core.shards.items() if shard.owned]
+        if self.config.folds and tps:
+            await self.lost(tps)
+        await self.crash(other_tables(next(iter(self.core.shards.values())), made_of))
+
+    async def swap(self) -> None:
+        """Serve by the tables that were built beside: all at once, where all are as far as those that served so far."""
+        rebuild = self.rebuild
+        if rebuild is None:
+            return
+        owned = []
+        for name, shard in rebuild.core.shards.items():
+            if rebuild.beside:
+                rebuild.core.lost(*name)
+            elif shard.owned:
+                rebuild.core.serve(shard, self.core.shards[name])
+                owned.append(name)
+        self.partitions, self.core, self.by_changelog = rebuild.partitions, rebuild.core, rebuild.by_changelog
+        self.rebuild, self.rebuilt = None, rebuild.ended()
+        self._refused, self._gaps, self._promised, self._passed = set(), {}, {}, {}
+        self.use(rebuild.schema)
+        for topic, n in owned:
+            self._seeks[TP(self.full_names[topic], n)] = self.core.shards[(topic, n)].next
+        self._absorbed_at = time.monotonic()
+        self.held, self.ready = False, True
+        self._moved.set()
+        self._wake.set()
 
     def _source(self, shard: Shard) -> TopicPartition:
         return TopicPartition(self.full_names[shard.partition.topic], shard.partition.number)
@@ -569,20 +707,23 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     @Service.task
     async def _forget(self) -> None:
-        """When a partition of ours is rebuilt, end the rows of other generations with tombstones."""
-        while self.config.rebuild and not self.should_stop:
+        """When the tables are swapped, end the rows of other generations with tombstones."""
+        while not self.should_stop:
             await self.sleep(1.0)
+            served, mine = self.core.served, self.schema.generation
+            if not self.ready or self.rebuild is not None or served is None or served.former is None or served.generation != mine:
+                continue
             for shard in list(self.core.shards.values()):
-                others = shard.generations.keys() - {self.schema.generation}
-                if self.ready and others and shard.ready and shard.safe is not None and shard.safe >= (shard.committed or 0) and self.lag(shard) == 0:
+                if shard.generations.keys() - {mine} and shard.ready and not shard.told:
                     try:
-                        await self._end_rows(shard)
+                        await self._end_rows(shard, lambda generation: generation != mine)  # noqa: B023 - it is asked at once
                     except (TimeoutError, KafkaError) as exc:
                         self.log.warning("rows of other settings cannot be ended at the moment: %r", exc)
 
-    async def _end_rows(self, shard: Shard) -> None:
+    async def _end_rows(self, shard: Shard, over: Callable[[str], bool]) -> None:
+        """Tombstones for all rows of the generations that are over."""
         place = TopicPartition(self.config.changelogs[shard.partition.topic], shard.partition.number)
-        own, epoch = self.schema.generation, shard.epoch
+        core, epoch = self.core, shard.epoch
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.config.bootstrap, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", **self.config.security
         )
@@ -596,7 +737,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     for record in records:
                         table, generation, _ = parse_wire_key(record.key)
-                        if (generation if table == SCHEMA else table.rpartition(".")[2]) == own:
+                        if record.key == SERVED or not over(generation if table == SCHEMA else table.rpartition(".")[2]):
                             continue
                         live.pop(record.key, None)
                         if record.value is not None:
@@ -605,20 +746,24 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             await consumer.stop()
         acks = []
         for key in sorted(live, key=lambda key: key.startswith(SCHEMA.encode() + b"|")):  # what they are made of comes last
-            if shard.epoch != epoch or not shard.ready:
-                return
+            if shard.epoch != epoch or core is not self.core or core.served is None or core.served.former is None:
+                return  # it is somebody else's, or rows are wanted again
             acks.append(await self.producer.send(place.topic, None, key=key, partition=place.partition))
         for ack in acks:
             await ack
+        for generation in [found for found in shard.generations if over(found)]:
+            del shard.generations[generation]
         self.n["ended_rows"] += len(acks)
 
     async def _catch_up(self, positions: dict[TopicPartition, int]) -> None:
         """Let positions pass what is no record: control batches, compacted tails."""
-        for tp, shard in self.by_changelog.items():
+        for tp, shard in list(self.by_changelog.items()):
             at = await self.follower.position(tp)
             if at > positions.get(tp, 0) or at > shard.followed or (shard.owned and not shard.ready):
                 positions[tp] = at
                 self.core.followed(shard, (), at)
+            if self.rebuild is not None:
+                self.rebuild.followed(tp, (), at)
         for tp in self.alert_partitions:
             positions[tp] = await self.follower.position(tp)
 

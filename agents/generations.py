@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from streams.errors import ConfigError
+from tables.partition import Bounds, Schema
 
 from .core import Shard
+from .registry import FOLD_SETTINGS, schema
 
 
-def other_tables(shard: Shard) -> ConfigError:
-    """What is told to whoever started the worker: the settings and tables that differ from those on the changelog."""
+def other_tables(shard: Shard, serving: bytes | None = None) -> ConfigError:
+    """What is told to whoever started the worker: the settings and tables that differ from those on the changelog.
+
+    Args:
+        serving: what the tables that serve are made of, JSON; default those that were found last.
+    """
     mine = shard.partition.schema.made_of
-    theirs: dict[str, dict[str, Any]] = msgspec.json.decode(next(reversed(shard.generations.values())))
+    theirs: dict[str, dict[str, Any]] = msgspec.json.decode(serving or next(reversed(shard.generations.values())))
     names, parts = differences(mine, theirs)
     return ConfigError(
         ", ".join(names),
         f"the tables of {shard.partition.topic} were made with {'; '.join(parts)}. Set it back, or start with --rebuild to fold everything again "
-        "from the log's start",
+        "from the log's start, beside them",
     )
+
+
+def remade(record: Mapping[str, Any], generation: str, mine: Schema) -> Schema | None:
+    """The schema of tables that were made with other settings; None where other code made them (other tables, versions or settings).
+
+    Args:
+        record: what the changelog says that they are made of.
+        generation: its digest there.
+        mine: what this worker would make; settings that no row follows from are its own.
+    """
+    values, given = dict(mine.given), record.get("given", {})
+    try:
+        for name in sorted(name for name in values.keys() & given.keys() if values[name] != given[name]):
+            tried = {**values, name: given[name]}
+            if _schema(tried).made_of != _schema(values).made_of:
+                values = tried
+        found = _schema(values, generation)
+    except (KeyError, ValueError, TypeError):
+        return None
+    return found if differences(found.made_of, dict(record)) == ([], []) else None
+
+
+def _schema(values: Mapping[str, Any], generation: str | None = None) -> Schema:
+    folded = {struct: msgspec.convert({name: values[name] for name in struct.__struct_fields__}, struct) for struct in FOLD_SETTINGS}
+    bounds = Bounds(max_future_us=round(values["max_future_s"] * 1e6), dedupe_window=int(values["dedupe_window"]))
+    return schema(folded.__getitem__, bounds, generation)
 
 
 def differences(mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]) -> tuple[list[str], list[str]]:

@@ -24,6 +24,7 @@ from aiokafka.errors import KafkaError
 from streams.codec import InvalidEvent, decode
 from streams.keys import record_key
 from tables.fold import BadParameter, NotFound, View
+from tables.partition import Schema
 from tables.reader import PartitionReader
 from tables.times import to_us
 from tables.window_views import bound
@@ -126,10 +127,8 @@ class Routes:
         self.settings = settings
         self.pages = pages
         self.archive = archive
-        folds = engine.schema.folds
-        every: list[View | RawView] = [*(view for fold in folds for view in fold.views), *RAW_VIEWS]
-        self.views = sorted(every, key=lambda v: (v.path.count("{"), v.path))
-        self.split = [(view, view.path.split("/")) for view in self.views]
+        self.use(engine.schema)
+        engine.on_schema.append(self.use)
         self.quota = Quota(settings.get("tenant_events_per_s"))
         self.queries = Quota(settings.get("queries_per_s"))
         self.open_metrics = bool(settings.get("open_metrics"))
@@ -137,6 +136,12 @@ class Routes:
         self.raw_asked: dict[str, int] = {}
         self.n_requests: dict[tuple[str, int], int] = {}
         self.seconds: dict[str, float] = {}
+
+    def use(self, schema: Schema) -> None:
+        """Answer by this schema's views from now on."""
+        every: list[View | RawView] = [*(view for fold in schema.folds for view in fold.views), *RAW_VIEWS]
+        self.views = sorted(every, key=lambda v: (v.path.count("{"), v.path))
+        self.split = [(view, view.path.split("/")) for view in self.views]
 
     def install(self, application: web.Application) -> None:
         """Add the one route; bodies are limited."""
@@ -269,12 +274,29 @@ class Routes:
                 raise Denied(403, "X-Tenant: * needs the scope admin")
             if moment is not None:
                 raise BadParameter("as_of", "sums over tenants are told of the present")
+            self.check_served()
             body = summed(view, params, tenants_of(self.engine), self.reader)
         else:
+            self.check_served()
             body = view.answer(self.reader(caller.tenant), params)
         body["lag"] = self.lag(view.topics)
         body.setdefault("ready", True) if self.engine.ready else body.__setitem__("ready", False)
         return answer(body)
+
+    def check_served(self) -> None:
+        """
+        Raises:
+            Denied: 503 where the tables that serve can only be read by the workers whose code made them.
+        """
+        rebuild = self.engine.rebuild
+        if rebuild is not None and rebuild.beside:
+            told = rebuild.progress()
+            raise Denied(
+                503,
+                f"the tables are being rebuilt by another version of the service: {told['folded']} of {told['to_fold']} records so far; until then ask the "
+                "workers of the former version",
+                retry_s=max(1, min(60, int(told["seconds_left"] or 5))),
+            )
 
     def lag(self, topics: tuple[str, ...]) -> int:
         """Records of these topics not yet absorbed here."""
@@ -303,8 +325,10 @@ class Routes:
     def judged_by(self) -> dict[str, Any]:
         """What a tenant's figures and alerts follow from, so that it can fold its own log anew: thresholds and the like, and numbers of partitions."""
         named = [] if self.settings is None else self.settings.describe()
+        given = self.engine.schema.given  # of the tables that serve, which may not be those of this worker's settings yet
+        rules = [(name, value, origin, msgspec.to_builtins(given.get(name, value))) for name, value, origin, _ in named if name in RULE_NAMES]
         return {
-            "rules": [{"name": name, "value": value, "from": origin} for name, value, origin, _ in named if name in RULE_NAMES],
+            "rules": [{"name": name, "value": serves, "from": origin if serves == value else "the tables"} for name, value, origin, serves in rules],
             "partition_counts": {topic: len(partitions) for topic, partitions in self.engine.partitions.items()},
         }
 

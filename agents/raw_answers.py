@@ -305,7 +305,7 @@ def _types(names: Sequence[str] | None, allowed: Callable[[str], bool] = lambda 
 
 
 TRAINING_TOPICS = ("judgments", "training")
-_OF_TRAINING = ("rl_metrics.recorded.v1",)
+_OF_TRAINING = ("rl_metrics.recorded.v1", "rl_metrics.recorded.v2")
 
 
 def _is_training_type(name: str) -> bool:
@@ -317,7 +317,7 @@ def _is_training_type(name: str) -> bool:
 def _training(store: Store, settings: Any, tenant: str, params: Params) -> Reply:
     anonymiser = anonymiser_of(settings, tenant, params.get("anonymise"))
     types = _types(params.get("types"), _is_training_type)
-    where = ["(topic = 'judgments' OR type = 'rl_metrics.recorded.v1')"]
+    where = [f"(topic = 'judgments' OR type IN {_OF_TRAINING})"]
     bound: dict[str, Any] = {}
     if types is not None:
         where.append("list_contains($types, type)")

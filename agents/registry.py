@@ -69,9 +69,10 @@ def folds(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: st
     ]
 
 
-def schema(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct(), bounds: Bounds | None = None) -> Schema:
-    """Tables and handlers of all folds."""
-    return Schema(folds(settings_of), bounds)
+def schema(settings_of: Callable[[type[msgspec.Struct]], Any] = lambda struct: struct(), bounds: Bounds | None = None, generation: str | None = None) -> Schema:
+    """Tables and handlers of all folds; `generation` as `tables.partition.Schema` has it."""
+    given = {name: value for struct in FOLD_SETTINGS for name, value in msgspec.to_builtins(settings_of(struct)).items()}
+    return Schema(folds(settings_of), bounds, generation, given)
 
 
 def schema_of(settings: Settings) -> Schema:

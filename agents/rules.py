@@ -35,14 +35,23 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
     def __init__(self, engine: Any, rules: Iterable[MergedRule], reader: Callable[[str], PartitionReader], interval_s: float = 5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.engine = engine
-        self.rules = list(rules)
         self.reader = reader
         self.interval_s = interval_s
-        self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {rule.name: set() for rule in self.rules}
-        self.beats: dict[str, set[str]] = {rule.name: set() for rule in self.rules}
+        self.rules: list[MergedRule] = []
+        self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
+        self.beats: dict[str, set[str]] = {}
         self.homes: dict[str, frozenset[int]] = {}
+        self.use(rules)
+        engine.on_schema.append(lambda schema: self.use(rule for fold in schema.folds for rule in fold.rules))
         self.n = {"judged": 0, "published": 0}
         engine.on_changed.append(self.changed)
+
+    def use(self, rules: Iterable[MergedRule]) -> None:
+        """Judge these from now on, and every subject once."""
+        self.rules = list(rules)
+        self.due = {rule.name: set() for rule in self.rules}
+        self.beats = {rule.name: set() for rule in self.rules}
+        self.homes = {}
 
     def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
         """Rows changed here, by our own folding or by another worker's."""
@@ -61,8 +70,10 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         while not self.should_stop:
             await self.sleep(self.interval_s)
             if self.engine.ready:
-                for rule in self.rules:
-                    await self._rule(rule)
+                rules = self.rules
+                for rule in rules:
+                    if rules is self.rules:  # else other tables serve since
+                        await self._rule(rule)
 
     async def _rule(self, rule: MergedRule) -> None:
         engine = self.engine

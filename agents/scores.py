@@ -41,14 +41,20 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
     def __init__(self, engine: Any, scored: Iterable[Scored], reader: Callable[[str], PartitionReader], topic: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.engine = engine
-        self.scored = list(scored)
+        self.scored: list[Scored] = []
         self.reader = reader
         self.topic = topic
-        self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {one.kind: set() for one in self.scored}
+        self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
         self.n_published = 0
         self.n_ended = 0
         self.cleared: dict[tuple[str, str, int], int] = {}
+        self.use(scored)
         engine.on_changed.append(self.changed)
+
+    def use(self, scored: Iterable[Scored]) -> None:
+        """Tell of these from now on."""
+        self.scored = list(scored)
+        self.due = {one.kind: set() for one in self.scored}
 
     def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
         """Rows changed here, by our own folding or by another worker's."""

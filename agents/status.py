@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from streams.derive import time_text
+from streams.events import SOURCE_EVENTS, UPCASTS, ClockTicked, newest
 from tables.fold import View
 from tables.partition import CLEARED, COUNTERS, WATERMARK, Counters
 
@@ -95,6 +96,7 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
         "app_id": engine.config.app_id,
         "outputs": {"publishes": engine.publishes, "recorded_app": engine.publisher},
         "ready": engine.ready,
+        "rebuild": rebuild(engine),
         "uptime_s": round(time.time() - engine.started_at, 3),
         "restored_s": engine.restored_s,
         "counts": counts(shards),
@@ -105,6 +107,11 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
         "alerts": {"messages": engine.board.n_messages, "open": sum(e.open for e in engine.board.entries.values())},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin, _ in settings.describe()] if settings is not None else [],
     }
+
+
+def rebuild(engine: Any) -> dict[str, Any] | None:
+    """Tables that are built beside those that serve, or what the last rebuild of this process came to; None where there was none."""
+    return engine.rebuilt if engine.rebuild is None else engine.rebuild.progress()  # type: ignore[no-any-return]  # the engine is untyped here
 
 
 def tenants_of(engine: Any) -> list[str]:
@@ -139,6 +146,9 @@ def tenant_status(engine: Any, tenant: str) -> dict[str, Any]:
         "tenant": tenant,
         "app_id": engine.config.app_id,
         "ready": engine.ready,
+        "rebuild": None
+        if engine.rebuild is None
+        else {name: value for name, value in engine.rebuild.progress().items() if name in ("state", "served_by", "seconds_left", "estimated_end")},
         "uptime_s": round(time.time() - engine.started_at, 3),
         "restored_s": engine.restored_s,
         "lag": sum(engine.lag(shard) for shard in shards),
@@ -185,6 +195,10 @@ class _Worker(Collector):
         yield CounterMetricFamily("pulsefold_repaired_rows", "Rows written again for that.", value=sum(s.n_repaired for s in shards))
         yield CounterMetricFamily("pulsefold_refused_chunks", "Chunks that did not continue where folding stopped.", value=sum(s.n_refused for s in shards))
         yield CounterMetricFamily("pulsefold_gone_offsets", "Offsets that retention removed before they were folded.", value=sum(s.n_gone for s in shards))
+        told = engine.rebuild.progress() if engine.rebuild is not None else {"folded": 0, "to_fold": 0}
+        yield GaugeMetricFamily("pulsefold_rebuilding", "1 while tables are built beside those that serve.", value=int(engine.rebuild is not None))
+        yield GaugeMetricFamily("pulsefold_rebuild_folded_records", "Records folded into the tables that are built.", value=told["folded"])
+        yield GaugeMetricFamily("pulsefold_rebuild_records", "Records to fold into them.", value=told["to_fold"])
         for name, n in engine.n.items():
             yield CounterMetricFamily(f"pulsefold_engine_{name}", f"Engine: {name.replace('_', ' ')}.", value=n)
         yield CounterMetricFamily("pulsefold_alert_messages", "Alert messages read.", value=engine.board.n_messages)
@@ -246,7 +260,13 @@ def openapi(views: Sequence[View | RawView]) -> dict[str, Any]:
     stream = {"200": {"description": "OK", "content": {"text/event-stream": {"schema": {"type": "string"}}}}, **bad}
     paths["/api/v1/alerts/stream"] = {"get": {"summary": "Server-sent events: every new alert message", "responses": stream}}
     paths["/api/v1/status/stream"] = {"get": {"summary": "Server-sent events: status when it changes, and every new alert message", "responses": stream}}
-    event = {"type": "object", "required": ["id", "type", "data"]}
+    types = sorted(data.TYPE for data in SOURCE_EVENTS if data is not ClockTicked)
+    earlier = "; ".join(f"{data.TYPE} is taken as {newest(data).TYPE} says it" for data in UPCASTS)
+    event = {
+        "type": "object",
+        "required": ["id", "type", "data"],
+        "properties": {"type": {"type": "string", "enum": types, "description": f"with its version; {earlier}"}},
+    }
     paths["/api/v1/events"] = {
         "post": {
             "summary": "One CloudEvent, or a batch",

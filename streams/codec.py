@@ -192,7 +192,7 @@ def _explain(exc: msgspec.ValidationError, raw: bytes) -> InvalidEvent:
         return _bad(field, "is required")
     if not field:
         return InvalidEvent("invalid_field", f"the record: {_lower(what)}")
-    if (field == "data.value" or field.startswith("data.values")) and not _exceeds(what, field):
+    if (field == "data.value" or field.startswith(("data.values", "data.losses"))) and not _exceeds(what, field):
         what = "expected a number, or NaN, Infinity or -Infinity as text"
     return _bad(field, _lower(what), "too_large" if _exceeds(what, field) else "invalid_field")
 

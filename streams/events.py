@@ -7,9 +7,10 @@ Unknown fields are ignored. Times are RFC 3339 with an offset.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +24,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Natural = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Moment = Annotated[datetime, Meta(tz=True)]
+Figure = float | Literal["NaN", "Infinity", "-Infinity"]
 Level = Literal["info", "warning", "critical", "shutdown"]
 Rubrics = Annotated[dict[Name, Unit], Meta(max_length=64)]
 
@@ -132,7 +134,7 @@ class LearningRecorded(Data, frozen=True, kw_only=True):
 
 
 class RlMetricsRecorded(Data, frozen=True, kw_only=True):
-    """Figures of reinforcement learning."""
+    """Figures of reinforcement learning, as first told: two losses, all finite. Taken for ever; new producers send the second version."""
 
     TYPE = "rl_metrics.recorded.v1"
     TOPIC = "training"
@@ -144,6 +146,32 @@ class RlMetricsRecorded(Data, frozen=True, kw_only=True):
     value_loss: float
     kl_divergence: float
     training_time_ms: Natural
+
+
+class RlMetricsRecordedV2(Data, frozen=True, kw_only=True):
+    """Figures of reinforcement learning, its `losses` by name; what diverged is a figure too: "NaN", "Infinity" or "-Infinity"."""
+
+    TYPE = "rl_metrics.recorded.v2"
+    TOPIC = "training"
+    run: Name | None = None
+    agent: Name | None = None
+    trajectories_processed: Count
+    average_reward: Figure
+    losses: Annotated[dict[Name, Figure], Meta(max_length=64)]
+    kl_divergence: Figure | None = None
+    training_time_ms: Natural
+
+
+def _rl_metrics_v2(old: RlMetricsRecorded) -> RlMetricsRecordedV2:
+    return RlMetricsRecordedV2(
+        run=old.run,
+        agent=old.agent,
+        trajectories_processed=old.trajectories_processed,
+        average_reward=old.average_reward,
+        losses={"policy": old.policy_loss, "value": old.value_loss},
+        kl_divergence=old.kl_divergence,
+        training_time_ms=old.training_time_ms,
+    )
 
 
 class GoalCreated(Data, frozen=True, kw_only=True):
@@ -592,7 +620,7 @@ class EventType(msgspec.Struct, frozen=True):
 
 SOURCE_EVENTS: tuple[type[Data], ...] = (
     ForecastIssued, ForecastResolved, VariableRegistered, VariablePerformanceUpdated,
-    MetricRecorded, LearningRecorded, RlMetricsRecorded, GoalCreated, GoalProgressed,
+    MetricRecorded, LearningRecorded, RlMetricsRecorded, RlMetricsRecordedV2, GoalCreated, GoalProgressed,
     CostIncurred, CostRefunded, BudgetSet,
     TrustObserved, TrustBatchObserved, TrustDecayed, TrustImported, AgentRegistered, AgentStatusChanged, RoutingDecided, TaskStarted,
     TaskCompleted, EvaluationCompleted, ValidationCompleted, ThinkingBudgetAllocated, ThinkingBudgetUsed, MinimalityEvaluated,
@@ -619,3 +647,27 @@ EVENT_TYPES: dict[str, EventType] = {data.TYPE: EventType(data.TYPE, data.TOPIC,
 """Every type by its name on the wire."""
 
 AnyEvent: Any = Union[tuple(kind.envelope for kind in EVENT_TYPES.values())]  # noqa: UP007 - made at run time
+
+UPCASTS: dict[type[Data], Callable[[Any], Data]] = {RlMetricsRecorded: _rl_metrics_v2}
+"""Earlier version of a type -> the same data as its next version says it. Pure; a chain where there are more than two.
+
+Who folds sees the newest version alone (`tables.partition.Schema` applies `upcast`); the log, the archive and whoever reads them have
+what was sent.
+"""
+
+
+def newest(data: type[Data]) -> type[Data]:
+    """The struct of a type's newest version, as which its events are folded."""
+    while data in UPCASTS:
+        data = get_type_hints(UPCASTS[data])["return"]
+    return data
+
+
+def upcast(event: Event) -> Event:
+    """An event as its type's newest version says it; one that is the newest is returned as it is."""
+    data = event.data
+    if data.__class__ not in UPCASTS:
+        return event
+    while data.__class__ in UPCASTS:
+        data = UPCASTS[data.__class__](data)
+    return EVENT_TYPES[data.TYPE].envelope(id=event.id, data=data, source=event.source, time=event.time, tenant=event.tenant, derivedfrom=event.derivedfrom)

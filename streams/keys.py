@@ -13,6 +13,7 @@ from .events import (
     ForecastIssued,
     ForecastResolved,
     RlMetricsRecorded,
+    RlMetricsRecordedV2,
     TenantCleared,
     TrustBatchObserved,
     TrustDecayed,
@@ -53,7 +54,7 @@ def record_key(event: Event) -> bytes:
             return encode_key(tenant)
         case ForecastIssued() | ForecastResolved():
             return encode_key(tenant, data.model)
-        case RlMetricsRecorded():
+        case RlMetricsRecorded() | RlMetricsRecordedV2():
             return encode_key(tenant, data.run if data.run is not None else data.agent)
         case CustomRecorded():
             return encode_key(tenant, data.agent if data.agent is not None else data.task)

@@ -92,7 +92,12 @@ SERVICE: tuple[Setting, ...] = (
         "on = publish alerts and derived events; off = only fold and serve; auto = on for the app that was there first",
     ),
     Setting("roles", Roles, "all", "what this worker does; all = fold, serve, archive"),
-    Setting("rebuild", bool, False, "fold everything again from the log's start where tables were made with other settings or versions"),
+    Setting(
+        "rebuild",
+        bool,
+        False,
+        "where tables were made with other settings or versions, fold them anew from the log's start beside those, which serve until it is done",
+    ),
     Setting("archive_dir", str | None, None, "folder of the archive; off = one beside data_dir, and a temporary one with the embedded broker"),
     Setting(
         "archive_days",

@@ -109,6 +109,11 @@ FIELDS: dict[str, dict[str, Any]] = {
         "agent": _AGENT,
         **dict.fromkeys(("trajectories_processed", "average_reward", "policy_loss", "value_loss", "kl_divergence", "training_time_ms"), KEEP),
     },
+    "rl_metrics.recorded.v2": {
+        "run": _RUN,
+        "agent": _AGENT,
+        **dict.fromkeys(("trajectories_processed", "average_reward", "losses", "kl_divergence", "training_time_ms"), KEEP),
+    },
     "metric.recorded.v1": {
         "run": _RUN,
         "metric_id": _EVENT,

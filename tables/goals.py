@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from streams.events import ClockTicked, GoalCreated, GoalProgressed, LearningRecorded, MetricRecorded, RlMetricsRecorded
+from streams.events import ClockTicked, GoalCreated, GoalProgressed, LearningRecorded, MetricRecorded, RlMetricsRecordedV2
 
 from .alerting import emit
 from .fold import Fold, Refused
@@ -67,7 +67,7 @@ class Goals(Fold):
             GoalProgressed: self.progressed,
             MetricRecorded: self.measured,
             LearningRecorded: self.learned,
-            RlMetricsRecorded: self.elapse,
+            RlMetricsRecordedV2: self.elapse,
             ClockTicked: self.ticked,
         }
         self.asked = GoalViews(self)

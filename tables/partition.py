@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,7 @@ import numpy as np
 
 from streams.codec import Batch, InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
-from streams.events import ClockTicked, MetricRecorded, TenantCleared
+from streams.events import UPCASTS, ClockTicked, MetricRecorded, TenantCleared, newest, upcast
 
 from .dedupe import IDS, SLICE, Window, redriven
 from .fold import Absorbed, Fold, Refused
@@ -150,6 +150,10 @@ def _cleared(event: Event, p: Partition) -> None:
         p.clear(event.tenant)
 
 
+def _upcasting(handler: Callable[[Event, Partition], None]) -> Callable[[Event, Partition], None]:
+    return lambda event, p: handler(upcast(event), p)
+
+
 NO_TABLE = (_no_table,)
 IN_FUTURE = InvalidEvent("time_in_future", "time: more than max_future after the record's Kafka timestamp", "time")
 COUNTERS = Table("counters", Counters, rank=0)
@@ -194,6 +198,8 @@ class Schema:
     Args:
         folds: in the order in which they see an event; one that may refuse a type comes first for it.
         bounds: limits of absorbing.
+        generation: its name on the changelog, where it was given one by a worker that wrote equal values otherwise (1 for 1.0).
+        given: the folds' settings by name, from which they can be made again.
 
     Attributes:
         made_of: what the generation is a digest of: ``{"tables": {name: version}, "settings": {name: value}}``.
@@ -201,14 +207,15 @@ class Schema:
         homes: table -> source topics whose partitions have its rows.
     """
 
-    def __init__(self, folds: Sequence[Fold], bounds: Bounds | None = None) -> None:
+    def __init__(self, folds: Sequence[Fold], bounds: Bounds | None = None, generation: str | None = None, given: Mapping[str, Any] | None = None) -> None:
         self.bounds = bounds or Bounds()
         self.folds = list(folds)
         # ours first: they are shared by every schema, so their place must not depend on the folds
         self.tables: list[Table[Any]] = [*OWN, *(t for f in folds for t in f.tables)]
         self.by_wire: dict[str, Table[Any]] = {}
         self.made_of = made_of(self.tables, self.bounds)
-        self.generation = hashlib.sha256(msgspec.json.encode(self.made_of, order="sorted")).hexdigest()[:8]
+        self.given = {"max_future_s": self.bounds.max_future_us / 1e6, "dedupe_window": self.bounds.dedupe_window, **(given or {})}
+        self.generation = generation or hashlib.sha256(msgspec.json.encode(self.made_of, order="sorted")).hexdigest()[:8]
         self.wires = [f"{table.name}.{table.version}.{self.generation}" for table in self.tables]
         for index, (table, wire) in enumerate(zip(self.tables, self.wires, strict=True)):
             if wire in self.by_wire:
@@ -227,12 +234,16 @@ class Schema:
             for data, handler in fold.handlers.items():
                 self.handlers[data] = (*self.handlers.get(data, ()), handler)
         self.handlers[TenantCleared] = (*self.handlers.get(TenantCleared, ()), _cleared)  # when the folds have told what they have to
+        for former in UPCASTS:  # folds know the newest version of a type alone
+            self.handlers[former] = tuple(_upcasting(handler) for handler in self.handlers.get(newest(former), ()))
         for fold in folds:
             self.runs.update({data: run for data, run in fold.runs.items() if len(self.handlers[data]) == 1})
         self.repeats: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {}
         for fold in folds:
             for data, handler in fold.repeats.items():
                 self.repeats[data] = (*self.repeats.get(data, ()), handler)
+        for former in UPCASTS:
+            self.repeats[former] = tuple(_upcasting(handler) for handler in self.repeats.get(newest(former), ()))
 
 
 class Partition:

@@ -25,7 +25,7 @@ from streams.events import (
     EvaluationCompleted,
     JudgmentRecorded,
     MinimalityEvaluated,
-    RlMetricsRecorded,
+    RlMetricsRecordedV2,
     RoutingDecided,
     TaskCompleted,
     TaskStarted,
@@ -395,12 +395,14 @@ class RlSeries(Fold):
         self.ground = ground
         self.series = SeriesTables("rl_", self.TOPIC, windows)
         self.tables = self.series.tables
-        self.handlers = {RlMetricsRecorded: self.recorded}
+        self.handlers = {RlMetricsRecordedV2: self.recorded}
 
     def recorded(self, event: Event, p: Partition) -> None:
-        """Six figures of a step of reinforcement learning."""
+        """Figures of a step of reinforcement learning, its losses by name among them."""
         tenant = event.tenant
         if self.ground.collecting(p, tenant):
-            data: RlMetricsRecorded = event.data
+            data: RlMetricsRecordedV2 = event.data
             agent, run = data.agent or "", data.run or ""
-            self.series.absorb(p, tenant, [(series, agent, run, float(getattr(data, field))) for field, series in RL_FIELDS.items()])
+            told = {f"rl.{name}_loss": value for name, value in data.losses.items()}
+            told.update((series, value) for field, series in RL_FIELDS.items() if (value := getattr(data, field)) is not None)
+            self.series.absorb(p, tenant, [(series, agent, run, value if value.__class__ is str else float(value)) for series, value in told.items()])

@@ -21,13 +21,11 @@ from .windows import SPANS, Bucket, Windows, WindowSettings
 
 RL_FIELDS = {
     "average_reward": "rl.average_reward",
-    "policy_loss": "rl.policy_loss",
-    "value_loss": "rl.value_loss",
     "kl_divergence": "rl.kl_divergence",
     "trajectories_processed": "rl.trajectories",
     "training_time_ms": "rl.training_time_ms",
 }
-"""Fields of RL metrics and their series."""
+"""Fields of RL metrics and their series; a loss ``NAME`` is the series ``rl.NAME_loss``."""
 METRICS = {
     "success": "perf.success",
     "quality": "perf.quality",
@@ -82,9 +80,14 @@ def series_name(metric: str) -> str:
     """
     if metric in METRICS:
         return METRICS[metric]
-    if metric in METRICS.values() or metric in RL_FIELDS.values() or (metric.startswith("custom.") and metric.count(".") >= 2):
+    if (
+        metric in METRICS.values()
+        or metric in RL_FIELDS.values()
+        or (metric.startswith("rl.") and metric.endswith("_loss"))
+        or (metric.startswith("custom.") and metric.count(".") >= 2)
+    ):
         return metric
-    known = ", ".join([*METRICS, *RL_FIELDS.values()])
+    known = ", ".join([*METRICS, *RL_FIELDS.values(), "rl.NAME_loss"])
     raise BadParameter("metric", f"metric: one of {known}, or custom.NAME.FIELD")
 
 

@@ -13,6 +13,7 @@ from . import dead_letters as letters
 from . import files, kafka, learning, raw, service, trials
 from .publish import publish
 from .query import query
+from .status import status
 
 app = App(
     name="pulsefold",
@@ -28,7 +29,7 @@ imports = App(name="import", help="Put a table in the state that a file has.")
 what_if = App(name="what-if", help="What the recorded history would have been under other budgets.")
 for group in (topics, alerts, dead_letters, exports, imports, what_if):
     app.command(group)
-for command in (service.demo, kafka.broker, service.worker, publish, query, raw.sql, trials.backtest, service.replay, service.scan, service.config):
+for command in (service.demo, kafka.broker, service.worker, publish, query, status, raw.sql, trials.backtest, service.replay, service.scan, service.config):
     app.command(command)
 what_if.command(trials.budget)
 topics.command(kafka.create)

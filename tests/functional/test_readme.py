@@ -26,7 +26,7 @@ from streams.broker import EmbeddedBroker
 from ..workers import WorkerProcess
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("alerts.md", "migration.md", "past.md", "scaling.md", "settings.md"))]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("alerts.md", "migration.md", "past.md", "scaling.md", "settings.md", "upgrades.md"))]
 BLOCK = re.compile(r"^(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- test: (?P<kind>[a-zA-Z -]+) -->")
 

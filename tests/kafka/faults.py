@@ -5,6 +5,7 @@ The product knows nothing of this: the classes are changed here, in the worker's
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from agents import app, engine, main, seam
+from agents import app, engine, main, rebuild, registry, seam
 from tables import trust
 
 
@@ -69,8 +70,41 @@ def raising(told: str) -> None:
     trust.Trust.after_evidence = broken  # type: ignore[method-assign]  # that is the fault
 
 
+def building(seconds: str) -> None:
+    """Tables that are built beside others take so long for each 100 records."""
+    fetch = rebuild.Rebuild._fetch
+    rebuild.MOST_AT_ONCE = 100
+
+    async def slow(self: rebuild.Rebuild, *words: Any) -> None:
+        await fetch(self, *words)
+        await asyncio.sleep(float(seconds))
+
+    rebuild.Rebuild._fetch = slow  # type: ignore[method-assign]  # that is the fault
+
+
+def newer(name: str) -> None:
+    """Code in which a table has the next version."""
+    folds = registry.folds
+
+    def changed(*words: Any) -> list[Any]:
+        found = folds(*words)
+        for fold in found:
+            for table in fold.tables:
+                table.version += table.name == name
+        return found
+
+    registry.folds = changed
+
+
 if __name__ == "__main__":
-    known = {"drop": lambda every: drop(int(every)), "freeze": freeze, "hasty": lambda retry_s: hasty(int(retry_s)), "raising": raising}
+    known = {
+        "drop": lambda every: drop(int(every)),
+        "freeze": freeze,
+        "hasty": lambda retry_s: hasty(int(retry_s)),
+        "raising": raising,
+        "building": building,
+        "newer": newer,
+    }
     for one in sys.argv[1].split(","):
         fault, _, parameter = one.partition(":")
         known[fault](parameter)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.codec import InvalidEvent, decode, encode
-from streams.events import SOURCE_EVENTS, Event
+from streams.events import EVENT_TYPES, SOURCE_EVENTS, UPCASTS, Event, RlMetricsRecorded, RlMetricsRecordedV2, newest, upcast
 from streams.keys import encode_key, murmur2, partition_for, record_key
 
 GOLDEN = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted((Path(__file__).parent.parent / "golden" / "events").glob("*.json"))}
@@ -171,3 +171,32 @@ def test_a_key_without_its_optional_part(name: str, without: list[str], key: str
     wire = GOLDEN[name]["wire"]
     data = {k: v for k, v in wire["data"].items() if k not in without}
     assert record_key(decode(raw({**wire, "data": data}))) == key.encode()
+
+
+def test_the_first_version_of_rl_metrics_says_the_same_as_the_second_for_whoever_folds_it() -> None:
+    first, second = (decode(raw(GOLDEN[f"rl_metrics.recorded.v{n}"]["wire"])) for n in (1, 2))
+    assert (type(first.data), type(second.data)) == (RlMetricsRecorded, RlMetricsRecordedV2), "what was sent stays what it is"
+    lifted = upcast(first)
+    assert msgspec.structs.replace(lifted.data, losses={**lifted.data.losses, "entropy": "NaN"}) == second.data
+    assert lifted == msgspec.structs.replace(second, id=first.id, data=lifted.data)
+    assert record_key(lifted) == record_key(first) == record_key(second)
+    assert upcast(second) is second
+
+
+def test_every_upcast_leads_to_a_later_version_of_the_same_type_that_is_valid_on_the_wire() -> None:
+    for former in UPCASTS:
+        event = decode(raw(GOLDEN[former.TYPE]["wire"]))
+        lifted = upcast(event)
+        assert type(lifted.data) is newest(former) and newest(former) not in UPCASTS
+        (name, version), (later, its) = (kind.TYPE.rsplit(".v", 1) for kind in (former, newest(former)))
+        assert name == later and int(its) > int(version) and EVENT_TYPES[former.TYPE].topic == EVENT_TYPES[newest(former).TYPE].topic
+        assert decode(encode(lifted)) == lifted
+        assert upcast(decode(encode(event))) == lifted, "pure: the same again"
+
+
+def test_too_many_values_are_too_large_and_not_a_bad_number() -> None:
+    for name, field in (("metric.recorded.v1", "values"), ("rl_metrics.recorded.v2", "losses")):
+        wire = GOLDEN[name]["wire"]
+        with pytest.raises(InvalidEvent, match="length") as refused:
+            decode(raw({**wire, "data": {**wire["data"], field: {str(n): 1 for n in range(65)}}}))
+        assert (refused.value.reason, refused.value.field) == ("too_large", f"data.{field}")

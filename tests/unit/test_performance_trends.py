@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from tables.fold import BadParameter
+from tables.partition import COUNTERS, OWN
 from tables.performance_series import RL_FIELDS, direction
 from tables.regression import fit
 from tables.times import HOUR_US, rfc3339
@@ -87,13 +88,48 @@ def test_rl_metrics_are_series_by_agent_or_run(partitions: int) -> None:
         figures = dict.fromkeys(("average_reward", "policy_loss", "value_loss", "kl_divergence", "training_time_ms"), float(i))
         for name, of in (("r", {"run": "r1"}), ("a", {"agent": "a"}), ("b", {"run": "r2", "agent": "b"})):
             log.send([event(f"{name}{i}", "rl_metrics.recorded", START_US + i * HOUR_US, trajectories_processed=i, **figures, **of)])
-    for series in RL_FIELDS.values():
+    for series in (*RL_FIELDS.values(), "rl.policy_loss", "rl.value_loss"):
         for name in ("r1", "a", "r2", "b"):
             answer = log.get("/performance/trends", metric=series, agent=name)
             assert (answer["n"], answer["slope_per_hour"]) == (6, pytest.approx(1.0))
         assert log.get("/performance/trends", metric=series)["points"][0]["n"] == 3
     with pytest.raises(BadParameter):
         log.get("/performance/trends", metric="rl.policy_loss", task_type="code")
+
+
+def test_both_versions_of_rl_metrics_mixed_on_one_topic_give_the_rows_that_either_alone_would() -> None:
+    def told(i: int, version: int) -> dict[str, Any]:
+        common = {"agent": "a", "trajectories_processed": i, "average_reward": -i, "kl_divergence": i / 8, "training_time_ms": 2.5 * i}
+        losses = {"policy_loss": 1 / (i + 1), "value_loss": i / 3}
+        named = losses if version == 1 else {"losses": {name.removesuffix("_loss"): value for name, value in losses.items()}}
+        return {**event(f"r{i}", "rl_metrics.recorded", START_US + i * HOUR_US, **common, **named), "type": f"rl_metrics.recorded.v{version}"}
+
+    logs = [Log(folds(), 2) for _ in range(3)]
+    for i in range(9):
+        for log, version in zip(logs, (1, 2, 1 + i % 2), strict=True):
+            log.send([told(i, version), told(i, version)])  # the second is a duplicate
+    rows = [
+        [(t.name, p.number, tenant, key, row.applied, t.dump(row)) for p in log.topics["training"] for t in log.schema.tables if t not in OWN
+         for tenant, space in p.spaces[t.index].items() for key, row in space.items()]
+        for log in logs
+    ]  # fmt: skip
+    assert rows[0] and rows[0] == rows[1] == rows[2]
+    counted = [COUNTERS.load(p.spaces[COUNTERS.index][""][()]) for p in logs[2].topics["training"] if "" in p.spaces[COUNTERS.index]]
+    assert sum(c.types.get("rl_metrics.recorded.v1", 0) for c in counted) == 5, "what is still sent in the first version can be seen"
+    assert sum(c.duplicate for c in counted) == 9
+
+
+def test_a_loss_of_any_name_is_a_series_and_one_that_diverged_spoils_no_mean() -> None:
+    log = Log(folds())
+    for i, loss in enumerate((0.5, "NaN", 0.25)):
+        told = event(
+            i, "rl_metrics.recorded", START_US + i, agent="a", trajectories_processed=1, average_reward="-Infinity", losses={"q1": loss}, training_time_ms=1
+        )
+        log.send([{**told, "type": "rl_metrics.recorded.v2"}])
+    assert not log.dead_letters()
+    point = log.get("/performance/trends", metric="rl.q1_loss", agent="a")["points"][0]
+    assert (point["n"], point["mean"]) == (2, 0.375)
+    assert log.get("/performance/trends", metric="rl.kl_divergence")["n"] == 0, "not told"
 
 
 def test_numbers_of_generic_events_are_series_and_nothing_else_is() -> None:

@@ -1,0 +1,327 @@
+"""Tables that are built beside those that serve: folded from the log's start by this worker's settings and versions, then swapped.
+
+The rules this file keeps:
+  * what serves goes on: its rows are folded, asked and put out as before, by the settings that they were made with. Where only other
+    code can do that (a changed version of a table), the workers with that code do; this one stands **beside** them, in no group, and
+    answers nothing yet;
+  * an owner builds no further than its serving rows are durable, so everything that the new rows would put out is on the log already;
+  * when each partition is built as far as the group has committed, one record says that the new generation serves. Each worker that
+    reads it folds nothing more into the former rows, lets the new ones come as far, and swaps all of its tables at once;
+  * then an owner tells which alerts stand differently, and ends the former rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams.derive import time_text
+from streams.errors import ConfigError, PulsefoldError, TopicProblem
+from tables.dedupe import IDS
+from tables.partition import Partition, Schema
+from tables.rows import wire_key
+
+from .core import BUILT, Core, Refusal, Served, Shard
+from .generations import differences
+from .seam import plain_records, positions
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+MOST_AT_ONCE = 1000
+"""Records that are folded without letting anything else come to its turn."""
+MOST_UNWRITTEN = 50_000
+"""Records a partition may be built ahead of its writes."""
+RATE_S = 10.0
+"""Seconds over which the rate is measured."""
+log = logging.getLogger("pulsefold.rebuild")
+
+
+class Rebuild:
+    """A generation that is built beside the one that serves.
+
+    Args:
+        engine: what serves, and the means to read and write.
+        schema, partitions, core: what is built.
+        serving: the generation that serves.
+        made_of: what that one is made of, JSON.
+        beside: it is served by other workers, whose code made it.
+
+    Attributes:
+        swapping: the new tables serve as soon as they are as far as the former ones here.
+    """
+
+    def __init__(
+        self, engine: Engine, schema: Schema, partitions: dict[str, list[Partition]], core: Core, serving: str, made_of: bytes, *, beside: bool
+    ) -> None:
+        self.engine = engine
+        self.schema = schema
+        self.partitions = partitions
+        self.core = core
+        self.serving = serving
+        self.beside = beside
+        self.names, self.differs = differences(schema.made_of, json.loads(made_of))
+        self.by_changelog = engine.places(core)
+        self.swapping = False
+        self.over = False
+        self.begun_at = time.time()
+        self.starts: dict[tuple[str, int], int] = {}
+        self.goal: dict[tuple[str, int], int] = {}
+        self._marks: deque[tuple[float, int]] = deque()
+        self._said: dict[Shard, int] = {}
+
+    # ---- what the engine tells
+
+    async def check_starts(self) -> None:
+        """Whether the log still has what is to be folded.
+
+        Raises:
+            TopicProblem: it has not.
+        """
+        engine = self.engine
+        sources = {engine._source(shard): shard for shard in self.core.shards.values()}
+        starts = await engine.insist(lambda: engine.follower.beginning_offsets(list(sources)), "the topics' starts could not be read")
+        self.starts = {name: starts[engine._source(shard)] for name, shard in self.core.shards.items()}
+        for tp, shard in sources.items():
+            if starts[tp] > self.absorbed(shard):
+                raise self.headless(shard, starts[tp])
+
+    def headless(self, shard: Shard, start: int) -> TopicProblem:
+        """The sentence for a log that cannot be folded from its start."""
+        name = f"{self.engine.full_names[shard.partition.topic]}/{shard.partition.number}"
+        return TopicProblem(
+            f"{name}: the log begins at offset {start}, what was before was removed (retention), so tables cannot be rebuilt from its start. The present ones "
+            f"are whole and stay as they are: set {', '.join(self.names)} back; or start with a new app_id, whose tables begin with what the log still has"
+        )
+
+    def begin(self) -> None:
+        """Build."""
+        engine = self.engine
+        if self.beside and engine.config.folds:
+            for (topic, number), shard in self.core.shards.items():
+                self.gained(topic, number, self.starts[(topic, number)], shard.followed)
+        engine.log.warning("%s: the tables are being rebuilt beside those that serve", "; ".join(self.differs))
+        if engine.config.folds:
+            engine.add_future(self._build())
+        engine.add_future(self._judge())
+
+    def gained(self, topic: str, number: int, log_start: int, changelog_end: int) -> None:
+        """A partition is ours: build it too."""
+        self.core.gained(topic, number, committed=None, log_start=log_start, changelog_end=changelog_end, building=True)
+
+    def followed(self, tp: TopicPartition, records: Iterable[tuple[bytes, bytes | None]], position: int) -> None:
+        """Rows were read from the changelog."""
+        if not (self.beside and self.core is self.engine.core):  # else the engine has told its core
+            self.core.followed(self.by_changelog[tp], records, position)
+
+    def heed(self, served: Served | None) -> None:
+        """Which generation serves, as it was decided last."""
+        if served is None or self.swapping or self.over:
+            return
+        if served.generation == self.schema.generation:
+            self.swapping = True
+            self.engine.held = not self.beside
+        elif served.generation != self.serving or served.former is not None:
+            self.over = True
+            problem = ConfigError(", ".join(self.names), "another worker was started to serve other tables, so those of these settings are not built any more")
+            self.engine.add_future(self.engine.crash(problem))
+
+    # ---- building
+
+    def absorbed(self, shard: Shard) -> int:
+        """Offset up to which (exclusive) a partition is built, as far as this worker knows."""
+        return shard.absorbed()
+
+    def bound(self, shard: Shard) -> int:
+        """Offset up to which a partition may be built: what serves is durable below it."""
+        name = shard.partition.topic, shard.partition.number
+        if self.beside:
+            return self.goal.get(name, 0)
+        return self.engine.core.shards[name].safe or 0
+
+    async def _build(self) -> None:
+        engine = self.engine
+        tps = {engine._source(shard): shard for shard in self.core.shards.values()}
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=engine.config.bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=min(100, engine.fetch_wait_ms),
+            max_partition_fetch_bytes=1 << 18,
+            max_poll_records=MOST_AT_ONCE,
+            **engine.config.security,
+        )
+        await consumer.start()
+        try:
+            consumer.assign(list(tps))
+            consumer.pause(*tps)
+            while not (self.over or engine.should_stop or engine._dead or engine.rebuild is not self):
+                headless = next((shard for shard in self.core.shards.values() if shard.headless), None)
+                if headless is not None:
+                    raise self.headless(headless, headless.log_start)
+                wanted = {
+                    tp: shard
+                    for tp, shard in tps.items()
+                    if shard.ready and shard.next < self.bound(shard) and shard.next - (shard.safe if shard.safe is not None else 0) < MOST_UNWRITTEN
+                }
+                consumer.pause(*(tps.keys() - wanted.keys()))
+                consumer.resume(*wanted)
+                if wanted:
+                    await self._fetch(consumer, wanted)
+                else:
+                    if any(shard.dirty() for shard in self.core.shards.values()):
+                        engine._wake.set()
+                    await self._say_built()
+                    await asyncio.sleep(0.02)
+        except KafkaError as exc:
+            await engine.crash(exc)
+        except PulsefoldError as exc:
+            await engine.crash(exc)
+        except Exception as bug:  # rows may be half changed
+            await engine.crash(bug)
+        finally:
+            await consumer.stop()
+
+    async def _fetch(self, consumer: AIOKafkaConsumer, wanted: dict[TopicPartition, Shard]) -> None:
+        at = positions(consumer, wanted)
+        for tp, shard in wanted.items():
+            if at.get(tp) != shard.next:
+                consumer.seek(tp, shard.next)
+        before = positions(consumer, wanted)
+        epochs = {tp: shard.epoch for tp, shard in wanted.items()}
+        plain_records(consumer._fetcher)
+        got = await consumer.getmany(*wanted, timeout_ms=100)
+        begun = time.monotonic()
+        for tp, end in positions(consumer, wanted).items():
+            shard, start, records = wanted[tp], before.get(tp, end), got.get(tp, [])
+            bound = self.bound(shard)
+            if end > bound:
+                end, records = bound, [record for record in records if record.offset < bound]
+            if records and records[0].offset > start and start < (first := (await consumer.beginning_offsets([tp]))[tp]):
+                raise self.headless(shard, first)
+            if end <= start or shard.epoch != epochs[tp]:
+                continue
+            if isinstance(self.core.chunk(shard, shard.epoch, start, end, records), Refusal):
+                continue  # it is fetched again, from where it is built
+            shard.partition.outputs.clear()
+            self.engine._wake.set()
+            if self.beside:
+                self.engine._absorbed_at = time.monotonic()
+        await asyncio.sleep(min(0.05, time.monotonic() - begun))  # what serves has at least half of the time
+
+    async def _say_built(self) -> None:
+        """Where the last records of the log are none of ours (control records), no row tells that it is built to its end."""
+        engine = self.engine
+        for (topic, number), shard in self.core.shards.items():
+            if shard.ready and not shard.dirty() and shard.flushing is None and self._said.get(shard) != shard.next:
+                told = max((row.logged for row in shard.partition.spaces[IDS.index].get("", {}).values()), default=-1) + 1
+                if shard.next > max(told, shard.built):
+                    key = wire_key(f"{BUILT}.{self.schema.generation}", "", ())
+                    self._said[shard] = at = shard.next
+                    await engine.send(engine.config.changelogs[topic], str(at).encode(), key=key, partition=number)
+
+    # ---- progress, and the swap
+
+    async def _judge(self) -> None:
+        """Look how far it is; decide; swap."""
+        engine = self.engine
+        try:
+            asked = 0.0
+            while not (self.over or engine.should_stop or engine._dead or engine.rebuild is not self):
+                if time.monotonic() >= asked + 0.5 and (not self.swapping or self.beside):
+                    asked = time.monotonic()
+                    await self._aim()
+                    if not self.swapping and engine.config.folds and self.goal and self._built():
+                        await engine.decide(self.schema.generation, former=self.serving)
+                        asked += 2.0
+                if self.swapping and self._level():
+                    if not self.beside and engine.config.folds:
+                        await engine.app.consumer.commit()
+                    if self._level():
+                        await engine.swap()
+                        return
+                await asyncio.sleep(0.02)
+        except PulsefoldError as exc:
+            await engine.crash(exc)
+
+    async def _aim(self) -> None:
+        """Learn what the group has committed: so far it is to be built."""
+        engine = self.engine
+        try:
+            found = await engine._committed([engine._source(shard) for shard in self.core.shards.values()])
+        except (TimeoutError, KafkaError) as exc:
+            engine.log.warning("how far the tables must be rebuilt is not known at the moment: %r", exc)
+            return
+        self.goal = {name: found.get(engine._source(shard), 0) for name, shard in self.core.shards.items()}
+        now = time.monotonic()
+        self._marks.append((now, sum(self.absorbed(shard) for shard in self.core.shards.values())))
+        while self._marks[0][0] < now - RATE_S and len(self._marks) > 2:
+            self._marks.popleft()
+
+    def _built(self) -> bool:
+        return all(self.absorbed(shard) >= self.goal[name] for name, shard in self.core.shards.items())
+
+    def _level(self) -> bool:
+        """Whether the new rows are as far as the former ones here, and nothing of ours is unwritten."""
+        if self.beside:
+            return self._built() and not any(shard.dirty() or shard.flushing for shard in self.core.shards.values())
+        for name, shard in self.core.shards.items():
+            former = self.engine.core.shards[name]
+            if former.owned:
+                if not (former.ready and shard.ready and shard.next == former.next) or former.dirty() or former.flushing or shard.dirty() or shard.flushing:
+                    return False
+            elif self.absorbed(shard) < former.absorbed():
+                return False
+        return True
+
+    def progress(self) -> dict[str, Any]:
+        """How far it is: records folded of those to fold, records a second, and when it will be done."""
+        engine = self.engine
+        partitions: list[dict[str, Any]] = []
+        tables: list[dict[str, Any]] = []
+        for (topic, number), shard in self.core.shards.items():
+            start = self.starts.get((topic, number), 0)
+            goal = max(self.goal.get((topic, number), 0), start)
+            folded = min(max(self.absorbed(shard), start), goal) - start
+            one = {"topic": engine.config.prefix + topic, "partition": number, "folded": folded, "to_fold": goal - start, "builder": shard.owned}
+            partitions.append(one)
+        serving = {table.name: table for table in engine.schema.tables} if not self.beside else {}
+        for table in self.schema.tables:
+            keys = sum(len(space) for shard in self.core.shards.values() for space in shard.partition.spaces[table.index].values())
+            former = serving.get(table.name)
+            held = None if former is None else sum(len(space) for s in engine.core.shards.values() for space in s.partition.spaces[former.index].values())
+            tables.append({"name": table.name, "version": table.version, "keys": keys, "serving_keys": held})
+        folded, total = sum(one["folded"] for one in partitions), sum(one["to_fold"] for one in partitions)
+        (first_at, first), (last_at, last) = (self._marks[0], self._marks[-1]) if self._marks else ((0.0, 0), (0.0, 0))
+        per_s = (last - first) / (last_at - first_at) if last_at > first_at else None
+        left = 0.0 if folded >= total else (total - folded) / per_s if per_s else None
+        return {
+            "state": "swapping" if self.swapping else "building",
+            "served_by": "other workers" if self.beside else "this worker",
+            "serving": self.serving,
+            "building": self.schema.generation,
+            "differs": self.differs,
+            "since": time_text(int(self.begun_at * 1e6)),
+            "folded": folded,
+            "to_fold": total,
+            "per_s": None if per_s is None else round(per_s, 1),
+            "seconds_left": None if left is None else round(left, 1),
+            "estimated_end": None if left is None else time_text(int((time.time() + left) * 1e6)),
+            "partitions": partitions,
+            "tables": tables,
+        }
+
+    def ended(self) -> dict[str, Any]:
+        """What is told of it afterwards."""
+        found = {name: value for name, value in self.progress().items() if name in ("serving", "building", "differs", "since", "folded", "to_fold")}
+        return {"state": "swapped", **found, "former": found["serving"], "serving": found["building"], "swapped": time_text(int(time.time() * 1e6))}

@@ -1,0 +1,92 @@
+"""After a swap of tables: which alerts of ordered rules stand differently by the new ones is told once, reason ``settings_changed``.
+
+What the new tables would have said of each alert was kept while they were built (`agents.core`, `Shard.told`); the owner compares it
+with the board, publishes what differs, and only then folds anything new. A crash in between repeats the comparison, which then finds
+nothing for what was published. Merged rules need none of this: they look at every subject anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiokafka.errors import KafkaError
+from mode import Service
+
+from tables.alerting import RESOLVED
+from tables.fold import Verdict
+from tables.partition import WATERMARK
+
+from .core import Shard, told_key
+from .letters import RULE
+from .rules import Rules
+
+CHANGED = "settings_changed"
+
+
+class Standings(Service):  # type: ignore[misc]  # mode is untyped here
+    """Looks whether a partition that was swapped is to be compared.
+
+    Attributes:
+        n_published: messages.
+    """
+
+    def __init__(self, engine: Any, rules: Rules, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.engine = engine
+        self.rules = rules
+        self.n_published = 0
+
+    @Service.task
+    async def _look(self) -> None:
+        while not self.should_stop:
+            await self.sleep(0.05)
+            core = self.engine.core
+            for shard in list(core.shards.values()) if self.engine.ready else ():
+                if core.differing(shard):
+                    try:
+                        await self._compare(shard)
+                    except KafkaError as exc:
+                        self.log.warning("which alerts stand differently cannot be told at the moment: %r", exc)
+
+    async def _compare(self, shard: Shard) -> None:
+        epoch, told = shard.epoch, dict(shard.told)
+        if self.engine.publishes:
+            await self._tell(shard, {name.decode(): msgspec.json.decode(value) for name, value in told.items() if name})
+        partition, generation = shard.partition, shard.partition.schema.generation
+        if shard.epoch != epoch:
+            return
+        topic = self.engine.config.changelogs[partition.topic]
+        acks = [await self.engine.producer.send(topic, None, key=told_key(generation, name), partition=partition.number) for name in told]
+        for ack in acks:
+            await ack
+        if shard.epoch == epoch:
+            shard.told, shard.untold = {}, set()
+
+    async def _tell(self, shard: Shard, told: dict[str, dict[str, Any]]) -> None:
+        board, partition = self.engine.board, shard.partition
+        merged = {RULE, *(rule.name for rule in self.rules.rules)}
+        for name, message in sorted(told.items()):
+            data, tenant = message["data"], message["tenant"]
+            if data.get("notice"):
+                continue
+            cleared = data["evidence"]["offset"] <= partition.cleared_at(tenant)
+            level = "ok" if message["type"] == RESOLVED or cleared else data["severity"]
+            standing, _ = board.standing(name)
+            if level != standing.level:
+                verdict = Verdict(level, data.get("value"), data.get("threshold"), data["message"], reason=CHANGED)
+                await self._publish(shard, tenant, data, standing.level, verdict)
+        here = {"topic": partition.topic, "partition": partition.number}
+        for name, entry in sorted(board.entries.items()):
+            data = entry.message["data"]
+            if entry.open and name not in told and data["rule"] not in merged and {**data["evidence"], **here} == data["evidence"]:
+                said = f"By the settings in force now {data['subject']} has not crossed a limit; nothing stands any more."
+                await self._publish(shard, entry.message["tenant"], data, data["severity"], Verdict("ok", None, data.get("threshold"), said, reason=CHANGED))
+
+    async def _publish(self, shard: Shard, tenant: str, data: dict[str, Any], level: str, verdict: Verdict) -> None:
+        row = shard.partition.spaces[WATERMARK.index].get(tenant, {}).get(())
+        time_us = 0 if row is None else WATERMARK.load(row).time_us
+        place = shard.partition
+        evidence = {"topic": place.topic, "partition": place.number, "offset": max(0, shard.next - 1)}
+        await self.rules.tell(place.topic, tenant, data["rule"], data["subject"], level, data["period"], verdict, time_us, evidence)
+        self.n_published += 1

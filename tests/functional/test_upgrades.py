@@ -1,0 +1,200 @@
+"""Tables rebuilt beside those that serve: what is answered before, while and after, by one worker, by two, and by another version of the code."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from streams.broker import EmbeddedBroker
+
+from ..workers import WorkerProcess
+from .test_clearing import last
+from .test_cli import pulsefold
+from .test_generations import generations, observed, refused
+from .test_golden_http import read
+from .test_service import post
+
+PRIOR = {"PULSEFOLD_TRUST_PRIOR": '{"": [3, 1]}', "PULSEFOLD_BUDGET_DAILY_USD": "20"}
+KEYS = [f"m{n}" for n in range(20)]
+SLOW = ("tests.kafka.faults", "building:0.4")
+
+
+def feed(worker: WorkerProcess, name: str, rounds: int) -> None:
+    """So many observations of each key."""
+    batch = [observed(f"{name}{n}-{i}", i) for n in range(rounds) for i in range(len(KEYS))]
+    assert post(worker, batch, "application/cloudevents-batch+json")[0] == 200
+
+
+def priors(worker: WorkerProcess) -> set[float]:
+    """Which prior the trust of each key was folded from: alpha without the successes."""
+    found = worker.get("/trust", kind="model", ids=",".join(KEYS), at="2026-03-02T00:00:00Z")
+    return {round(one["alpha"] - one["observations"], 6) for key, one in found.items() if key in KEYS}
+
+
+@contextmanager
+def watched(worker: WorkerProcess) -> Iterator[list[set[float]]]:
+    """What somebody is told who asks all the time, each answer once in a row."""
+    told: list[set[float]] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            found = priors(worker)
+            if not told or told[-1] != found:
+                told.append(found)
+            time.sleep(0.1)
+
+    asking = threading.Thread(target=look)
+    asking.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        asking.join(30)
+
+
+def rebuilding(worker: WorkerProcess, state: str = "building") -> Callable[[], bool]:
+    return lambda: (worker.get("/status")["rebuild"] or {}).get("state") == state
+
+
+@pytest.mark.timeout(280)
+def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_through_a_kill_and_never_by_both(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
+    after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, environment=PRIOR, rebuild="on")
+    after.module = SLOW
+    try:
+        before.start()
+        feed(before, "a", 75)
+        for n, amount in enumerate((9, 7)):
+            post(before, {"id": f"c{n}", "source": "t", "type": "cost.incurred.v1", "time": f"2026-03-02T00:00:0{n}Z", "data": {"cost": amount}})
+        post(before, {**observed("bad", 1), "type": "goal.progressed.v1", "data": {"goal_id": "g", "current": 1}})
+        before.until(lambda: before.absorbed(1503))
+        assert priors(before) == {1.0}
+        before.stop()
+        alerts, letters = read(embedded.bootstrap, "pulsefold.alerts"), read(embedded.bootstrap, "pulsefold.dead-letters")
+        after.start()
+        status = after.get("/status")
+        told = status["rebuild"]
+        assert status["ready"] and (told["state"], told["served_by"]) == ("building", "this worker")
+        assert any("prior" in one for one in told["differs"])
+        assert {rule["name"]: rule["value"] for rule in status["rules"]}["budget_daily_usd"] == 10, "what the figures follow from now"
+        with watched(after) as answers:
+            feed(after, "b", 2)
+            after.until(lambda: after.get("/status")["rebuild"]["folded"] > 100, 30)
+            progress = after.get("/status")["rebuild"]
+            assert progress["folded"] < progress["to_fold"] == sum(one["to_fold"] for one in progress["partitions"])
+            assert progress["per_s"] > 0 and progress["seconds_left"] > 0 and progress["estimated_end"] > progress["since"]
+            assert {t["name"]: t for t in progress["tables"]}["trust"]["serving_keys"] == 20
+            text = pulsefold("status", "--url", f"http://127.0.0.1:{after.port}").stdout
+            assert "rebuilding: " in text and "of 15" in text and "prior" in text, text
+            after.until(lambda: after.get("/trust/model/m3")["observations"] == 77, 10)
+        assert answers == [{1.0}], "the former tables serve, and take in what is new"
+        after.kill()
+        assert len(generations(embedded)) == 2
+        del after.settings["rebuild"]
+        after.start()
+        assert after.get("/status")["rebuild"]["folded"] > 0, "it goes on"
+        with watched(after) as answers:
+            after.until(rebuilding(after, "swapped"), 60)
+            after.until(lambda: answers[-1:] == [{3.0}])
+        assert answers in ([{1.0}, {3.0}], [{3.0}]), "at once for all partitions"
+        feed(after, "c", 1)
+        after.until(lambda: after.absorbed(1563))
+        assert after.get("/trust/model/m3")["observations"] == 78 and priors(after) == {3.0}
+        after.until(lambda: len(generations(embedded)) == 1, 30)
+        assert not any(key.partition(b"|")[2].startswith(b"told") and value is not None for key, value in last(embedded).items())
+        assert read(embedded.bootstrap, "pulsefold.dead-letters") == letters
+        fresh = [m for m, _ in read(embedded.bootstrap, "pulsefold.alerts")[len(alerts) :]]
+        assert [(m["type"], m["data"]["rule"], m["data"].get("reason")) for m in fresh if m["data"]["rule"].startswith("cost.daily")] == [
+            ("alert.eased.v1", "cost.daily", "settings_changed")
+        ]
+        assert len({m["id"] for m, _ in read(embedded.bootstrap, "pulsefold.alerts")}) == len(alerts) + len(fresh), "none twice"
+        assert after.stop() == 0
+        replay = pulsefold("replay", "--bootstrap", embedded.bootstrap, "--partitions", "4", env=PRIOR)
+        assert replay.returncode == 0, replay
+    finally:
+        before.stop()
+        after.stop()
+
+
+@pytest.mark.timeout(280)
+def test_another_version_of_the_code_builds_beside_workers_that_serve_which_give_way_when_it_is_done(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
+    after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, rebuild="on")
+    after.module = ("tests.kafka.faults", "newer:trust,building:0.05")
+    try:
+        before.start()
+        feed(before, "a", 100)
+        before.until(lambda: before.absorbed(2000))
+        after.start(wait=False)
+        after.until(rebuilding(after), 40)
+        status, detail = after.ask("/trust/model/m3")
+        assert status == 503 and "former version" in detail["detail"]
+        assert after.get("/status")["ready"] is False and not any(p["committed"] for p in after.get("/status")["partitions"])
+        feed(before, "b", 1)
+        before.until(lambda: before.get("/trust/model/m3")["observations"] == 101, 10)
+        after.until(rebuilding(after, "swapped"), 60)
+        assert after.get("/trust/model/m3")["observations"] == 101, "no gap: it answers as soon as it is ready"
+        assert before.process is not None and before.process.wait(30) == 2
+        assert "table trust version 2" in before.log.read_text() and "Traceback" not in before.log.read_text()
+        after.until(lambda: all(p["owner"] for p in after.get("/status")["partitions"]), 40)
+        feed(after, "c", 1)
+        after.until(lambda: after.absorbed(2040))
+        assert after.get("/trust/model/m3")["observations"] == 102
+        after.until(lambda: len(generations(embedded)) == 1, 30)
+        assert "trust" in refused(before)
+    finally:
+        before.stop()
+        after.stop()
+
+
+@pytest.mark.timeout(200)
+def test_a_log_whose_start_is_gone_is_no_ground_for_a_rebuild(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
+    after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, environment=PRIOR, rebuild="on")
+    try:
+        before.start()
+        feed(before, "a", 1)
+        producer = Producer({"bootstrap.servers": embedded.bootstrap, "message.max.bytes": 2_000_000})
+        for n in range(8):  # the embedded broker drops the head of a partition after 5 MiB
+            body = f'{{"specversion":"1.0","id":"big{n}","source":"t","type":"custom.recorded.v1","data":{{"name":"n","fields":{{"x":"{"y" * 900_000}"}}}}}}'
+            producer.produce("pulsefold.judgments", body.encode(), b"default", partition=0)
+            assert producer.flush(30) == 0
+            before.until(lambda n=n: before.absorbed(20 + n + 1), 30)
+        before.stop()
+        said = refused(after)
+        assert "pulsefold.judgments/0: the log begins at offset" in said and "prior" in said and "app_id" in said
+        before.start()
+        assert priors(before) == {1.0}
+    finally:
+        before.stop()
+        after.stop()
+
+
+@pytest.mark.timeout(280)
+def test_of_two_workers_the_one_with_the_former_settings_serves_until_the_swap_and_both_fold_meanwhile(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
+    after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, environment=PRIOR, rebuild="on")
+    try:
+        before.start()
+        feed(before, "a", 20)
+        before.until(lambda: before.absorbed(400))
+        after.start()
+        after.until(lambda: priors(after) == {1.0} or rebuilding(after, "swapped")())
+        # what the other one owns is not built: it has other settings, and is replaced next, as in any rolling restart
+        after.until(lambda: any(p["owner"] for p in after.get("/status")["partitions"]), 60)
+        feed(before, "b", 2)
+        before.until(lambda: priors(before) == {1.0} and before.get("/trust/model/m3")["observations"] == 22, 30)
+        assert priors(after) == {1.0}
+        assert before.stop() == 0
+        after.until(rebuilding(after, "swapped"), 60)
+        after.until(lambda: priors(after) == {3.0} and after.get("/trust/model/m3")["observations"] == 22, 30)
+    finally:
+        before.stop()
+        after.stop()
