@@ -138,6 +138,7 @@ class Shard:
         told: alert id -> what a generation said of it while it was built, until an owner has told what differs; empty otherwise.
         built: records below this are in the rows of the generation that is being built, as its builder says.
         foreign: generation -> its rows as they are on the changelog, where `Core.gather` asks for them.
+        late: generation -> what came behind a newer row of its key, to be repaired as in rule 7.
     """
 
     def __init__(self, partition: Partition) -> None:
@@ -170,6 +171,7 @@ class Shard:
         self.untold: set[bytes] = set()
         self.built = 0
         self.foreign: dict[str, dict[bytes, bytes]] = {}
+        self.late: dict[str, dict[bytes, bytes | None]] = {}
 
     def dirty(self) -> bool:
         """Something absorbed is not yet durable."""
@@ -182,12 +184,17 @@ class Shard:
         return max(max((row.logged for row in self.partition.spaces[IDS.index].get("", {}).values()), default=-1) + 1, self.built)
 
     def keep(self, generation: str, key: bytes, value: bytes | None) -> None:
-        """Note a row of another generation; an older one that comes late does not replace a newer one."""
-        rows = self.foreign.setdefault(generation, {})
-        if value is None:
+        """Note a row of another generation; an older one that comes late, or a tombstone over what is no grave, does not replace a newer one."""
+        rows, late = self.foreign.setdefault(generation, {}), self.late.setdefault(generation, {})
+        held = rows.get(key)
+        if value is None and (held is None or len(held) <= HEAD.size):
             rows.pop(key, None)
-        elif key not in rows or len(value) < HEAD.size or HEAD.unpack_from(value)[0] >= HEAD.unpack_from(rows[key])[0]:
+            late.pop(key, None)
+        elif value is None or (held is not None and len(value) >= HEAD.size and HEAD.unpack_from(value)[0] < HEAD.unpack_from(held)[0]):
+            late[key] = value
+        else:
             rows[key] = value
+            late.pop(key, None)
 
 
 def _place(found: tuple[int, Row]) -> tuple[int, str, tuple[str, ...]]:
@@ -255,8 +262,14 @@ class Core:
         shard.partition.window.forget()
 
     def differs(self, shard: Shard) -> bool:
-        """Whether the partition's rows are all of other generations, and this worker may not rebuild them."""
-        return bool(shard.generations) and not self.rebuild and shard.partition.schema.generation not in shard.generations
+        """Whether the partition's rows are all of other generations, and this worker may not rebuild them.
+
+        Where ours is known to serve they are being built beside it, and the partition had nothing to fold yet.
+        """
+        mine = shard.partition.schema.generation
+        if not shard.generations or self.rebuild or mine in shard.generations:
+            return False
+        return self.served is None or self.served.generation != mine
 
     def _maybe_ready(self, shard: Shard) -> None:
         if not shard.owned or shard.ready or shard.goal is None or shard.followed < shard.goal or self.differs(shard):

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,6 +34,8 @@ from .rebuild import Rebuild
 from .seam import plain_records
 
 R = TypeVar("R")
+DOUBT_S = 2.0
+"""Longest time by which a record of one changelog partition may be read before an earlier one of another."""
 CLOSE_S = 2.0
 """Longest time that closing a Kafka client may take: there is nothing in it that anybody relies on."""
 IDENTITY_S = 5.0
@@ -132,6 +135,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.held = False
         self.on_schema: list[Callable[[Schema], None]] = []
         self._heeded: Served | None = None
+        self._doubted: set[Shard] = set()
+        self._turns = 0
         self.started_at = time.time()
         self.restored_s: float | None = None
         self.restore_goal: dict[TopicPartition, int] = {}
@@ -322,7 +327,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         for tp, shard, epoch in zip(tps, shards, epochs, strict=True):
             committed = await self.app.consumer._thread.committed_offset(tp)
             if self.shard(tp) is not shard and tp in self.app.consumer.assignment():
-                self.add_future(self._gain([tp]))  # the tables were swapped meanwhile
+                self.add_future(self._gain([tp]))  # the tables were swapped meanwhile; it waits for them itself
                 continue
             if shard.epoch != epoch or self.shard(tp) is not shard:
                 continue  # lost again meanwhile
@@ -333,7 +338,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             if self.rebuild is not None and shard is self.core.shards[name]:
                 self.rebuild.gained(*name, self.log_starts[name], ends[changelog[shard]])
         for tp, shard in zip(tps, shards, strict=True):
-            self.add_future(self._await_ready(tp, shard, shard.epoch, gone.get(shard, shard.n_gone)))
+            if shard in gone:
+                self.add_future(self._await_ready(tp, shard, shard.epoch, gone[shard]))
 
     async def _await_ready(self, tp: TP, shard: Shard, epoch: int, gone: int) -> None:
         while shard.epoch == epoch and not shard.ready:
@@ -564,7 +570,22 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                     self.restored = True
                     self.restored_s = time.monotonic() - begun
                     self.ready = self.rebuild is None or not self.rebuild.beside
+            self._turns += 1
             self._moved.set()
+
+    async def alerts_read(self) -> None:
+        """Wait until the board knows every alert message that is on the topic now.
+
+        Raises:
+            Unwritable: no broker tells where the topic ends.
+        """
+        ends = await self.insist(lambda: self.follower.end_offsets(self.alert_partitions), "the end of the alerts could not be read")
+        for tp, end in ends.items():
+            while not self.should_stop and await self.follower.position(tp) < end:
+                await self.sleep(0.01)
+        turn = self._turns  # the follower's position moves before the board is told
+        while not self.should_stop and self._turns == turn:
+            await self.sleep(0.01)
 
     async def joinable(self) -> None:
         """Wait until this worker may join the group: until its tables are restored, or it is to stop."""
@@ -585,19 +606,23 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         mine, found = self.schema.generation, self._found()
         served = self.core.served
         serving = served.generation if served is not None else mine if mine in found or not found else next(reversed(found))
-        foreign = {place: shard.foreign.get(serving, {}) for place, shard in self.by_changelog.items()}
+        foreign = {place: (shard.foreign.get(serving, {}), shard.late.get(serving, {})) for place, shard in self.by_changelog.items()}
         for shard in self.core.shards.values():
-            shard.foreign = {}
+            shard.foreign, shard.late = {}, {}
         self.core.gather = False
         if serving == mine or serving not in found:
             self.core.rebuild |= served is not None
-            if self.config.rebuild and self.config.folds and found.keys() - {mine}:
+            other = next((shard for shard in self.core.shards.values() if self.core.differs(shard)), None)
+            if other is not None:  # of rows that nobody decided about, some are ours
+                raise other_tables(other)
+            ending = served is not None and served.former is not None
+            if self.config.rebuild and self.config.folds and found.keys() - {mine} and not ending:
                 await self.decide(mine, former=next(iter(found.keys() - {mine})))  # a rebuild that was given up
             return
-        given_up = served is not None and served.former == mine  # its rows are being ended
+        given_up = served is not None and served.former is not None  # rows of all that do not serve are being ended
         if not self.config.rebuild and (mine not in found or given_up):
             raise other_tables(next(iter(self.core.shards.values())), found[serving])
-        if given_up and mine in found:
+        if given_up and mine in found and self.config.folds:
             for shard in self.core.shards.values():
                 await self._end_rows(shard, lambda generation: generation == mine)
             half = self.core
@@ -617,8 +642,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.core.rebuild, self.core.served = True, rebuild.core.served
             for place, shard in self.places(self.core).items():
                 shard.generations = dict(rebuild.by_changelog[place].generations)
-                rows = foreign.pop(place)
-                self.core.followed(shard, rows.items(), rebuild.by_changelog[place].followed)
+                rows, late = foreign.pop(place)
+                self.core.followed(shard, chain(rows.items(), late.items()), rebuild.by_changelog[place].followed)
                 rows.clear()
             self.use(former)
         self.by_changelog = self.places(self.core)
@@ -653,11 +678,19 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if self.rebuild is not None:
             self.rebuild.heed(served)
         elif served is None:
-            if self.core.differs(shard):
-                self.add_future(self.crash(other_tables(shard)))
+            if self.core.differs(shard) and shard not in self._doubted:
+                self._doubted.add(shard)
+                self.add_future(self._doubt(shard))
         elif served.generation != self.schema.generation and served != self._heeded:
             self._heeded = served
             self.add_future(self.give_way(served.generation))
+
+    async def _doubt(self, shard: Shard) -> None:
+        """Rows of other tables where there are none of ours: the decision that ours serve was written before them, but may be read after them."""
+        await self.sleep(DOUBT_S)
+        self._doubted.discard(shard)
+        if self.core.served is None and self.core.differs(shard):
+            await self.crash(other_tables(shard))
 
     async def give_way(self, generation: str) -> None:
         """Other tables serve: write what is folded, then stop."""

@@ -72,6 +72,7 @@ class Rebuild:
         self.by_changelog = engine.places(core)
         self.swapping = False
         self.over = False
+        self.known: Served | None = None
         self.begun_at = time.time()
         self.starts: dict[tuple[str, int], int] = {}
         self.goal: dict[tuple[str, int], int] = {}
@@ -105,6 +106,7 @@ class Rebuild:
     def begin(self) -> None:
         """Build."""
         engine = self.engine
+        self.known = engine.core.served
         if self.beside and engine.config.folds:
             for (topic, number), shard in self.core.shards.items():
                 self.gained(topic, number, self.starts[(topic, number)], shard.followed)
@@ -129,7 +131,7 @@ class Rebuild:
         if served.generation == self.schema.generation:
             self.swapping = True
             self.engine.held = not self.beside
-        elif served.generation != self.serving or served.former is not None:
+        elif served.generation != self.serving or (served.former is not None and served != self.known):
             self.over = True
             problem = ConfigError(", ".join(self.names), "another worker was started to serve other tables, so those of these settings are not built any more")
             self.engine.add_future(self.engine.crash(problem))
@@ -247,7 +249,7 @@ class Rebuild:
                 if self.swapping and self._level():
                     if not self.beside and engine.config.folds:
                         await engine.app.consumer.commit()
-                    if self._level():
+                    if self._level() and (self.beside or not engine.core.committable()):  # else what is put out would be compared with what was told before it
                         await engine.swap()
                         return
                 await asyncio.sleep(0.02)
