@@ -52,6 +52,9 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
     async def _compare(self, shard: Shard) -> None:
         epoch, told = shard.epoch, dict(shard.told)
         if self.engine.publishes:
+            await self.engine.alerts_read()  # what this worker or the former owner put out last may still be under way to the board
+            if shard.epoch != epoch or self.should_stop:
+                return
             await self._tell(shard, {name.decode(): msgspec.json.decode(value) for name, value in told.items() if name})
         partition, generation = shard.partition, shard.partition.schema.generation
         if shard.epoch != epoch:
