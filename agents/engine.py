@@ -475,7 +475,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             if shard.partition.graves and self.core.overdue(shard):
                 self._wake.set()
 
-    async def send(self, topic: str, value: bytes, *, key: bytes, partition: int | None = None) -> Any:
+    async def send(self, topic: str, value: bytes | None, *, key: bytes, partition: int | None = None) -> Any:
         """Publish one record under its full topic name, trying again for `retry_s`; its id must be deterministic, it may come twice.
 
         Raises:

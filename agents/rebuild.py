@@ -304,8 +304,9 @@ class Rebuild:
             held = None if former is None else sum(len(space) for s in engine.core.shards.values() for space in s.partition.spaces[former.index].values())
             tables.append({"name": table.name, "version": table.version, "keys": keys, "serving_keys": held})
         folded, total = sum(one["folded"] for one in partitions), sum(one["to_fold"] for one in partitions)
-        (first_at, first), (last_at, last) = (self._marks[0], self._marks[-1]) if self._marks else ((0.0, 0), (0.0, 0))
-        per_s = (last - first) / (last_at - first_at) if last_at > first_at else None
+        now, so_far = time.monotonic(), sum(self.absorbed(shard) for shard in self.core.shards.values())
+        first_at, first = self._marks[0] if self._marks else (now, so_far)
+        per_s = (so_far - first) / (now - first_at) if now > first_at else None
         left = 0.0 if folded >= total else (total - folded) / per_s if per_s else None
         return {
             "state": "swapping" if self.swapping else "building",

@@ -2,7 +2,8 @@
 
 What the new tables would have said of each alert was kept while they were built (`agents.core`, `Shard.told`); the owner compares it
 with the board, publishes what differs, and only then folds anything new. A crash in between repeats the comparison, which then finds
-nothing for what was published. Merged rules need none of this: they look at every subject anew.
+nothing for what was published; once the mark ``b""`` of what was kept has its tombstone, the rest is only ended.
+Merged rules need none of this: they look at every subject anew.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _compare(self, shard: Shard) -> None:
         epoch, told = shard.epoch, dict(shard.told)
-        if self.engine.publishes:
+        if self.engine.publishes and b"" in told:
             await self.engine.alerts_read()  # what this worker or the former owner put out last may still be under way to the board
             if shard.epoch != epoch or self.should_stop:
                 return
@@ -60,7 +61,9 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
         if shard.epoch != epoch:
             return
         topic = self.engine.config.changelogs[partition.topic]
-        acks = [await self.engine.producer.send(topic, None, key=told_key(generation, name), partition=partition.number) for name in told]
+        # the mark that it is still to be done goes first: what a kill leaves of the others, or a late write brings back, is not the whole
+        await self.engine.send(topic, None, key=told_key(generation, b""), partition=partition.number)
+        acks = [await self.engine.producer.send(topic, None, key=told_key(generation, name), partition=partition.number) for name in told if name]
         for ack in acks:
             await ack
         if shard.epoch == epoch:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 
 import msgspec
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.structs import RecordMetadata
 
-from agents.core import SERVED, Core, Served, record_of
+from agents.core import SERVED, Core, Served, record_of, told_key
 from agents.engine import Engine, EngineConfig
 from agents.rebuild import Rebuild
+from agents.rules import Rules
+from agents.standings import Standings
 from streams.errors import ConfigError
 from tables.partition import HEAD, Partition
+from tables.reader import PartitionReader
 from tables.rows import wire_key
 
-from .test_upgrades import NEW, OLD, World, dumped, log_of, made
+from .test_upgrades import NEW, OLD, World, alone, dumped, log_of, made
 
 OTHER = {"budget_daily_usd": "30"}
 
@@ -149,3 +154,54 @@ def test_what_stands_is_compared_when_the_board_knows_all_that_is_on_the_topic()
         await asyncio.wait_for(waiting, 5)
 
     asyncio.run(waited())
+
+
+class Producer:
+    """A client that takes everything at once."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes | None, bytes | None]] = []
+
+    async def send_and_wait(self, topic: str, value: bytes | None, *, key: bytes, partition: int | None = None) -> RecordMetadata:
+        self.sent.append((topic, key, value))
+        return RecordMetadata(topic, 0, TopicPartition(topic, 0), 100, None, 0, 0)
+
+    async def send(self, topic: str, value: bytes | None, *, key: bytes, partition: int | None = None) -> asyncio.Future[None]:
+        self.sent.append((topic, key, value))
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_a_kill_left_of_what_was_kept_is_ended_and_is_no_ground_to_resolve_what_stands(marked: bool) -> None:
+    log = log_of([3.0] * 10)
+    alerts = {out.key or b"": out.value for out in alone(log, **OLD).outputs if out.topic == "alerts"}
+    assert alerts
+    engine = engine_of(**NEW)
+    engine.producer, engine.follower, engine.ready = Producer(), Follower(), True
+    engine.follower.at = 2
+    for n, (key, value) in enumerate(alerts.items()):
+        engine.board.read(key, value, (0, n))
+    shard = engine.core.shards[("costs", 0)]
+    kept = [(told_key(engine.schema.generation, b"gone"), b'{"data":{"notice":true},"tenant":"t"}')]
+    if marked:
+        kept.append((told_key(engine.schema.generation, b""), b"{}"))
+    read(engine, 0, written(**NEW), *kept)
+    engine.core.gained("costs", 0, committed=0, log_start=0, changelog_end=2)
+    assert engine.core.differing(shard)
+    rules = Rules(engine, [], lambda tenant: PartitionReader({}, {}, tenant, 0))
+
+    async def compared() -> None:
+        comparing = asyncio.create_task(Standings(engine, rules)._compare(shard))
+        while not comparing.done():
+            engine._turns += 1
+            await asyncio.sleep(0.005)
+        await comparing
+
+    asyncio.run(asyncio.wait_for(compared(), 20))
+    told = [json.loads(value or b"") for topic, _, value in engine.producer.sent if topic == "alerts"]
+    assert {one["data"]["reason"] for one in told} == ({"settings_changed"} if marked else set())
+    ended = [(key, value) for topic, key, value in engine.producer.sent if topic != "alerts"]
+    assert ended == [(told_key(engine.schema.generation, name), None) for name in (b"", b"gone")], "the mark goes first"
+    assert not shard.told
