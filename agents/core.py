@@ -127,6 +127,7 @@ class Shard:
         safe: every record below it is durable in rows and outputs; None until something is known.
         committed: what the group's offset is known to be.
         publish_from: outputs of records below it are on the log already.
+        alerts_from: alerts of records below it may be, put out by the former rows; what stands is compared there.
         followed: next changelog offset the follower will read.
         goal: changelog end that must be followed before folding.
         entombed: graves whose tombstones were written and not met by the follower yet.
@@ -150,6 +151,7 @@ class Shard:
         self.safe: int | None = None
         self.committed: int | None = None
         self.publish_from = 0
+        self.alerts_from = 0
         self.log_start = 0
         self.followed = 0
         self.goal: int | None = None
@@ -238,6 +240,7 @@ class Core:
         shard.committed = committed
         shard.building = building
         shard.publish_from = NOT_YET if building else committed or 0
+        shard.alerts_from = 0
         shard.log_start = log_start
         shard.goal = changelog_end
         self._maybe_ready(shard)
@@ -313,16 +316,17 @@ class Core:
         partition = shard.partition
         if end <= shard.next:
             return 0
-        if shard.told and shard.next < shard.publish_from < end:  # what stands differently is told before anything new
-            end = shard.publish_from
+        bar = max(shard.publish_from, shard.alerts_from) if shard.told else shard.publish_from
+        if shard.told and shard.next < bar < end:  # what stands differently is told before anything new
+            end = bar
             records = [record for record in records if record.offset < end]
         before = len(partition.outputs)
         new = partition.absorb(records)
-        if shard.publish_from > shard.next and len(partition.outputs) > before:
+        if bar > shard.next and len(partition.outputs) > before:
             fresh = partition.outputs[before:]
-            partition.outputs[before:] = [out for out in fresh if out.offset >= shard.publish_from]
+            partition.outputs[before:] = [out for out in fresh if out.offset >= (bar if out.topic == "alerts" else shard.publish_from)]
             for out in fresh if shard.told else ():
-                if out.topic == "alerts" and out.offset < shard.publish_from and out.key is not None and out.value is not None:
+                if out.topic == "alerts" and out.offset < bar and out.key is not None and out.value is not None:
                     self._tell(shard, out.key, out.value)
         shard.next = end
         if not shard.dirty() and shard.flushing is None:
@@ -335,7 +339,7 @@ class Core:
 
     def differing(self, shard: Shard) -> bool:
         """Whether what stands differently is to be told now, by the owner, who folds nothing new before."""
-        return bool(shard.told) and shard.ready and not shard.building and shard.next >= shard.publish_from
+        return bool(shard.told) and shard.ready and not shard.building and shard.next >= max(shard.publish_from, shard.alerts_from)
 
     def serve(self, shard: Shard, former: Shard) -> None:
         """Go on in the place of the former rows, which the same owner has folded and written up to where this shard is built."""

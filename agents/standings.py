@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from mode import Service
 
@@ -56,6 +57,9 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
             await self.engine.alerts_read()  # what this worker or the former owner put out last may still be under way to the board
             if shard.epoch != epoch or self.should_stop:
                 return
+            if (far := await self._told_upto(shard)) > shard.next:
+                shard.alerts_from = far
+                return
             await self._tell(shard, {name.decode(): msgspec.json.decode(value) for name, value in told.items() if name})
         partition, generation = shard.partition, shard.partition.schema.generation
         if shard.epoch != epoch:
@@ -68,6 +72,23 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
             await ack
         if shard.epoch == epoch:
             shard.told, shard.untold = {}, set()
+
+    async def _told_upto(self, shard: Shard) -> int:
+        """Offset behind the newest record of which an alert is told: the former rows may have gone on before a kill and committed nothing of it.
+
+        By these rows the same record may tell the same alert, with an id that every reader has had; so it is kept to be compared.
+        """
+        engine, place = self.engine, shard.partition
+        source = TopicPartition(engine.full_names[place.topic], place.number)
+        end = (await engine.insist(lambda: engine.follower.end_offsets([source]), "the end of a topic could not be read"))[source]
+        merged = {RULE, *(rule.name for rule in self.rules.rules)}
+        told = (
+            entry.message["data"]["evidence"]["offset"]
+            for entry in engine.board.entries.values()
+            if entry.message["data"]["rule"] not in merged
+            and (entry.message["data"]["evidence"]["topic"], entry.message["data"]["evidence"]["partition"]) == (place.topic, place.number)
+        )
+        return max((offset + 1 for offset in told if offset < end), default=0)  # anybody may write to the topic of alerts
 
     async def _tell(self, shard: Shard, told: dict[str, dict[str, Any]]) -> None:
         board, partition = self.engine.board, shard.partition

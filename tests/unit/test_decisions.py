@@ -129,9 +129,10 @@ class Follower:
 
     def __init__(self) -> None:
         self.at = 1
+        self.end = 0
 
     async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(places, 2)
+        return {place: 2 if place.topic == "alerts" else self.end for place in places}
 
     async def position(self, place: TopicPartition) -> int:
         return self.at
@@ -205,3 +206,41 @@ def test_what_a_kill_left_of_what_was_kept_is_ended_and_is_no_ground_to_resolve_
     ended = [(key, value) for topic, key, value in engine.producer.sent if topic != "alerts"]
     assert ended == [(told_key(engine.schema.generation, name), None) for name in (b"", b"gone")], "the mark goes first"
     assert not shard.told
+
+
+def test_an_alert_that_the_former_rows_told_of_records_that_were_not_committed_stands_as_the_new_rows_say() -> None:
+    log = log_of([3.0] * 10)
+    engine = engine_of(**NEW)
+    engine.producer, engine.follower, engine.ready = Producer(), Follower(), True
+    engine.follower.at, engine.follower.end = 2, len(log)
+    former, mine = (alone(log, **one).outputs for one in (OLD, NEW))
+    for n, out in enumerate(out for out in former if out.topic == "alerts"):
+        engine.board.read(out.key, out.value, (0, n))
+    standing = {out.key: json.loads(out.value or b"")["data"]["severity"] for out in mine if out.topic == "alerts"}
+    last = max(json.loads(out.value or b"")["data"]["evidence"]["offset"] for out in former if out.topic == "alerts")
+    shard = engine.core.shards[("costs", 0)]
+    read(engine, 0, written(**NEW), (told_key(engine.schema.generation, b""), b"{}"))
+    engine.core.gained("costs", 0, committed=2, log_start=0, changelog_end=2)  # the rest was put out, and the owner killed
+    rules = Rules(engine, [], lambda tenant: PartitionReader({}, {}, tenant, 0))
+    standings = Standings(engine, rules)
+    outputs = []
+
+    async def went_on() -> None:
+        while shard.next < len(log):
+            if engine.core.differing(shard):
+                comparing = asyncio.create_task(standings._compare(shard))
+                while not comparing.done():
+                    engine._turns += 1
+                    await asyncio.sleep(0.005)
+                await comparing
+            else:
+                engine.core.chunk(shard, shard.epoch, shard.next, len(log), log[shard.next :])
+                outputs.extend(shard.partition.outputs)
+                shard.partition.outputs.clear()
+
+    asyncio.run(asyncio.wait_for(went_on(), 20))
+    assert not shard.told and last > 2
+    for n, out in enumerate(out for out in outputs if out.topic == "alerts"):
+        engine.board.read(out.key, out.value, (0, 200 + n))
+    assert {name.encode(): entry.message["data"]["severity"] for name, entry in engine.board.entries.items() if entry.open} == standing
+    assert [out.offset for out in outputs if out.topic != "alerts"] == [out.offset for out in mine if out.topic != "alerts" and out.offset >= 2]
