@@ -358,7 +358,7 @@ def other(value: Any) -> Iterator[Any]:
             for parts in zip(*(list(other(part)) for part in value), strict=False):
                 yield parts
         case _:
-            yield from (value / 2, value * 2)
+            yield from (value / 2, value * 2, value + 1)
 
 
 if __name__ == "__main__":
