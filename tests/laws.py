@@ -164,6 +164,7 @@ NAMES: dict[str, tuple[Any, ...]] = {
     "task": POOLS["task_type"],
     "tag": POOLS["tags"],
     "amount": ("5",),
+    "panel": ("curves", "scores", "rates", "goals"),
 }  # fmt: skip
 
 
