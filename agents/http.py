@@ -47,7 +47,7 @@ from .limits import (
     TELL_S,
     Quota,
 )
-from .raw import RAW_VIEWS, RawView, past_answer, raw_answer
+from .raw import RAW_VIEWS, RawView, past_answer, raw_answer, table_answer, wanted
 from .registry import RULE_NAMES
 from .status import openapi, prometheus, status, tenant_status, tenants_of
 from .sums import SUMMED, summed
@@ -262,10 +262,11 @@ class Routes:
         """Answer a table's view, or ask the archive."""
         caller = self.caller(request, sums=view.path in SUMMED)
         moment = past_of(request, view)
+        kind = wanted(request.headers.get("Accept"), ("csv",) if isinstance(view, View) and view.table else ())
         params = convert(request, view.params, found, ignored=PAST if moment is not None else ())
         if moment is not None and not isinstance(view, RawView) and caller.tenant != "*":
             with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, MANY_RAW):
-                return await past_answer(self.archive, view, caller.tenant, params, moment, HEADERS, problem)
+                return await past_answer(self.archive, view, caller.tenant, params, moment, HEADERS, problem, kind)
         if isinstance(view, RawView):
             with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, MANY_RAW):
                 return await raw_answer(self.archive, request, view, self.reader(caller.tenant), params, HEADERS, problem)
@@ -279,6 +280,8 @@ class Routes:
         else:
             self.check_served()
             body = view.answer(self.reader(caller.tenant), params)
+        if kind == "csv":  # which has no room to say that it may not be whole
+            return table_answer(body, HEADERS) if self.engine.ready else problem(503, "the tables are still being restored; ask again when /readyz says 200")
         body["lag"] = self.lag(view.topics)
         body.setdefault("ready", True) if self.engine.ready else body.__setitem__("ready", False)
         return answer(body)

@@ -16,6 +16,8 @@ from tables.fold import BadParameter, Reader, View, names
 from tables.times import rfc3339
 from tables.window_views import bound
 
+from . import csv_text
+
 Limit = Annotated[int, Meta(ge=1, le=10_000)]
 Scope = Annotated[str, Meta(pattern=r"(?s)^(tenant|(model|run|agent|tag):.+)$", max_length=280)]
 FORMATS = {
@@ -164,17 +166,28 @@ Problem = Callable[..., web.Response]
 
 
 async def past_answer(
-    archive: Answers, view: View, tenant: str, params: msgspec.Struct, at_us: int, headers: Mapping[str, str], problem: Problem
+    archive: Answers, view: View, tenant: str, params: msgspec.Struct, at_us: int, headers: Mapping[str, str], problem: Problem, kind: str = "json"
 ) -> web.Response:
     """Answer a folded view as it stood at a moment (`agents.past`).
 
     Args:
         at_us: Kafka time, microseconds.
+        kind: json, or csv where the view is a table.
     """
     if not archive.enabled:
         return problem(501, "as_of: the past is not kept here: the archive is off (setting roles)")
     reply = await archive.ask("past", tenant, {"view": view.path, "params": msgspec.to_builtins(params), "at_us": at_us})
-    return response({**reply, "lag": None}, {**headers, "Pulsefold-As-Of": rfc3339(at_us)}, problem)
+    headers = {**headers, "Pulsefold-As-Of": rfc3339(at_us)}
+    if kind == "csv" and reply["status"] == 200:
+        return table_answer(msgspec.json.decode(reply["body"]), headers)
+    return response({**reply, "lag": None}, headers, problem)
+
+
+def table_answer(body: Mapping[str, Any], headers: Mapping[str, str]) -> web.Response:
+    """A folded view's `rows` as CSV, under its `columns`."""
+    text = csv_text.as_csv(body["rows"], [(name, "VARCHAR") for name in body["columns"]])
+    more = {} if body["cursor"] is None else {"Pulsefold-Cursor": str(body["cursor"])}
+    return web.Response(body=text, headers={**headers, **more, "Pulsefold-Count": str(len(body["rows"])), "Content-Type": csv_text.KIND})
 
 
 async def raw_answer(

@@ -25,7 +25,8 @@ from tables.times import rfc3339
 from tables.variable_exports import contributions, memory_update
 
 from .archive_read import LOG, NEWEST, OLDEST, Asked, Order, Row, Snapshot, Store, TooLong, read
-from .raw_formats import Column, render
+from .csv_text import Column
+from .raw_formats import render
 
 Params = Mapping[str, Any]
 Reply = dict[str, Any]

@@ -1,25 +1,23 @@
 """Rows as JSON, JSON lines, CSV or Parquet.
 
-The rules this file keeps: a cell that a spreadsheet would take for a formula gets an apostrophe; numbers and texts stay what
-they are; a table without rows has its header all the same.
+The rules this file keeps: numbers and texts stay what they are (cells of CSV: `agents.csv_text`); a table without rows has its
+columns all the same.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 import orjson
 
-Column = tuple[str, str]
-"""Name and DuckDB type."""
-KINDS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+from . import csv_text
+from .csv_text import Column, as_csv, cell
+
+KINDS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": csv_text.KIND, "parquet": "application/vnd.apache.parquet"}
 
 
 def render(kind: str, name: str, items: Sequence[Mapping[str, Any]], columns: Sequence[Column], head: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,39 +45,6 @@ def _plain(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row for JSON: data that is JSON text goes in as it came."""
     data = item.get("data")
     return {**item, "data": orjson.Fragment(data)} if isinstance(data, str) else item
-
-
-def cell(value: Any) -> Any:
-    """A value for a table: nested ones as JSON text, null as nothing."""
-    if value is None:
-        return None
-    if isinstance(value, (dict, list)):
-        return orjson.dumps(value).decode()
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value
-
-
-def safe(text: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula.
-
-    Example:
-        >>> safe("=1+1"), safe("a=1"), safe(-1.5)
-        ("'=1+1", 'a=1', -1.5)
-    """
-    return "'" + text if isinstance(text, str) and text.startswith(FORMULA) else text
-
-
-def as_csv(items: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> bytes:
-    """CSV (RFC 4180) with a header."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow([safe(name) for name, _ in columns])
-    numbers = [kind in ("DOUBLE", "BIGINT") for _, kind in columns]
-    for item in items:
-        # a number may come as text (NaN, -Infinity): that is no formula
-        writer.writerow([cell(item.get(name)) if number else safe(cell(item.get(name))) for (name, _), number in zip(columns, numbers, strict=True)])
-    return out.getvalue().encode()
 
 
 def as_parquet(items: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> bytes:

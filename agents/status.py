@@ -248,7 +248,9 @@ def openapi(views: Sequence[View | RawView]) -> dict[str, Any]:
             about = "the answer as it was at this moment, folded from the archive"
             moment = {"in": "query", "required": False, "schema": {"type": "string", "format": "date-time"}, "description": about}
             params += [{"name": name, **moment} for name in ("as_of", "at") if name not in properties]
-        ok = {"description": view.summary, "content": {"application/json": {"schema": {"type": "object"}}}}
+        ok: dict[str, Any] = {"description": view.summary, "content": {"application/json": {"schema": {"type": "object"}}}}
+        if view.table if isinstance(view, View) else "csv" in view.formats:
+            ok["content"]["text/csv"] = {"schema": {"type": "string"}}
         paths["/api/v1" + view.path] = {"get": {"summary": view.summary, "parameters": params, "responses": {"200": ok, **bad}}}
     plain = {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}, **bad}
     alert_params = [

@@ -382,6 +382,13 @@ class Views(Generic[R]):
         """The last points of a curve."""
         return self.get("/learning/curve", task=task, run=run, window=window, since=since, fields=fields)
 
+    def learning_panel(
+        self, panel: Literal["curves", "scores", "rates", "goals"], *, task: str | None = None, run: str | None = None, window: int | None = None,
+        since: Time | None = None, limit: int | None = None, cursor: str | None = None,
+    ) -> R:  # fmt: skip
+        """What a picture of learning is drawn of, as rows. As CSV: `Client.raw` of this path with ``text/csv``."""
+        return self.get(path_of("learning", "panels", panel), task=task, run=run, window=window, since=since, limit=limit, cursor=cursor)
+
     def learning_trend(self, *, task: str | None = None, tasks: Names | None = None, run: str | None = None, window: int | None = None) -> R:
         """Where it goes."""
         return self.get("/learning/trend", task=task, tasks=tasks, run=run, window=window)

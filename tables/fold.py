@@ -157,6 +157,7 @@ class View:
         answer: from reader and parameters to the JSON body. Raises `NotFound`, `BadParameter`.
         topics: source topics (without prefix) that feed it.
         summary: one line for the API's description.
+        table: the answer's `rows` have the names in its `columns`, so it can be had as CSV too.
     """
 
     path: str
@@ -164,6 +165,7 @@ class View:
     answer: Callable[[Reader, Any], dict[str, Any]]
     topics: tuple[str, ...]
     summary: str
+    table: bool = False
 
 
 def page(items: Sequence[Any], limit: int, cursor: str | None, name: Callable[[Any], str]) -> tuple[list[Any], str | None]:

@@ -23,6 +23,7 @@ from .alerting import emit
 from .fold import Fold, Reader
 from .goal_state import GoalBounds
 from .goals import Goals
+from .learning_panels import LearningPanels
 from .learning_state import POINT, Key, LearningSettings, Point, StreamSettings, StreamState, note
 from .learning_views import LearningViews
 from .regression import fit
@@ -73,7 +74,7 @@ class Learning(Fold):
         self.ring = Ring("learning_points", POINT, settings.learning_ring, rank=51, settings=reads)
         self.tables = (self.rows, *self.ring.tables, *self.goals.tables)
         self.handlers = {**self.goals.handlers, LearningRecorded: self.recorded}
-        self.views = (*LearningViews(self).views, *self.goals.views)
+        self.views = (*LearningViews(self).views, LearningPanels(self).view, *self.goals.views)
 
     # ---- absorbing
 

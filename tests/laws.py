@@ -164,6 +164,7 @@ NAMES: dict[str, tuple[Any, ...]] = {
     "task": POOLS["task_type"],
     "tag": POOLS["tags"],
     "amount": ("5",),
+    "panel": ("curves", "scores", "rates", "goals"),
 }  # fmt: skip
 
 
@@ -358,7 +359,7 @@ def other(value: Any) -> Iterator[Any]:
             for parts in zip(*(list(other(part)) for part in value), strict=False):
                 yield parts
         case _:
-            yield from (value / 2, value * 2)
+            yield from (value / 2, value * 2, value + 1)
 
 
 if __name__ == "__main__":

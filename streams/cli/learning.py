@@ -8,6 +8,7 @@ nothing the second time. JSON lines of events and goals can be imported too.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -29,11 +30,12 @@ from ..errors import ConfigError, PulsefoldError
 from ..keys import derived_id, encode_key
 from .files import write_aside
 from .options import AsJson, Bootstrap, Config, TopicPrefix, security, settings_of
-from .output import clean
+from .output import clean, write_csv
 from .query import ask, worker_url
 
 Ask = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 """Path and parameters of a view -> its answer."""
+Panel = Literal["curves", "scores", "rates", "goals"]
 POINT = {
     "time": "time", "performance_score": "score", "learning_rate": "learning_rate", "episode_count": "episode_count",
     "convergence_metric": "convergence_metric",
@@ -52,6 +54,8 @@ def export(
     file: Annotated[str, Parameter(allow_leading_hyphen=True, help="written whole or not at all; - = stdout")],
     *,
     since: Annotated[str | None, Parameter(help="no event before this time (RFC 3339)")] = None,
+    panel: Annotated[Panel | None, Parameter(help="only what this picture is drawn of")] = None,
+    format: Annotated[Literal["json", "csv"], Parameter(help="csv is of one panel")] = "json",
     url: Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")] = None,
     token: Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")] = None,
     tenant: Annotated[str | None, Parameter(help="whose data, where the token does not say")] = None,
@@ -59,8 +63,13 @@ def export(
 ) -> int:
     """Write learning events, goals with their values, convergences and the report into a file.
 
-    The events are those that the worker keeps of each task and run (the last 1,000); how many there were is told.
+    The events are those that the worker keeps of each task and run (the last 1,000); how many there were is told. With --panel, the rows
+    of one picture instead: curves by task, distribution of scores, learning rates over time, or progress of goals.
     """
+    if format == "csv" and panel is None:
+        raise ConfigError("format", "a CSV file holds one table; say which with --panel curves, scores, rates or goals")
+    if panel == "goals" and since is not None:
+        raise ConfigError("since", "goals have none")
     if since is not None:
         try:
             moment = datetime.fromisoformat(since)
@@ -77,15 +86,42 @@ def export(
             raise PulsefoldError("the worker is still restoring its tables; ask again when /readyz says 200")
         return body
 
+    if panel is not None:
+        names, rows = panel_of(view, panel, since)
+        if format == "csv":
+            out = io.StringIO(newline="")
+            write_csv(rows, names, out)
+            text = out.getvalue()
+        else:
+            text = json.dumps(rows, indent=2) + "\n"
+        put(file, text)
+        print(f"{len(rows)} rows", file=sys.stderr)
+        return 0
     found = document(view, since)
-    if file == "-":
-        sys.stdout.write(text_of(found))
-    else:
-        write_aside(Path(file), text_of(found).encode())
+    put(file, text_of(found))
     n, total = len(found["learning_events"]), found["events_total"]
     older = f" of {total} (older ones are no longer in the curves, or before --since)" if total > n else ""
     print(f"{n} learning events{older}, {len(found['goals'])} goals", file=sys.stderr)
     return 0
+
+
+def put(file: str, text: str) -> None:
+    """Text into a file, whole or not at all, or onto stdout."""
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        write_aside(Path(file), text.encode())
+
+
+def panel_of(ask: Ask, panel: Panel, since: str | None = None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and all rows of a panel, page by page; of each task and run all points that the worker keeps."""
+    params = {"limit": 1000} if panel == "goals" else {"window": 1000, **({} if since is None else {"since": since})}
+    body = ask(f"/learning/panels/{panel}", params)
+    rows = list(body["rows"])
+    while body["cursor"] is not None:
+        body = ask(f"/learning/panels/{panel}", {**params, "cursor": body["cursor"]})
+        rows += body["rows"]
+    return body["columns"], rows
 
 
 def document(ask: Ask, since: str | None = None) -> dict[str, Any]:

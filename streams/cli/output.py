@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -60,15 +60,15 @@ def table_value(value: Any, *, number: bool = False) -> Any:
         >>> table_value("=1+1"), table_value([1]), table_value("-Infinity", number=True), table_value(None)
         ("'=1+1", '[1]', '-Infinity', '')
     """
-    text = "" if value is None else json.dumps(value) if isinstance(value, (dict, list)) else value
+    text = "" if value is None else json.dumps(value) if isinstance(value, (dict, list, bool)) else value
     return "'" + text if not number and isinstance(text, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def write_csv(rows: Iterable[Mapping[str, Any]], names: Iterable[str] | None = None) -> None:
-    """CSV on stdout; `names` are those of the columns, where no row may tell them."""
+def write_csv(rows: Iterable[Mapping[str, Any]], names: Iterable[str] | None = None, to: TextIO | None = None) -> None:
+    """CSV on stdout, or into `to`; `names` are those of the columns, where no row may tell them."""
     rows = list(rows)
     names = columns(rows) if names is None else list(names)
-    out = csv.writer(sys.stdout)
+    out = csv.writer(sys.stdout if to is None else to)
     out.writerow([table_value(name) for name in names])
     out.writerows([table_value(row.get(name)) for name in names] for row in rows)
 

@@ -49,7 +49,8 @@ def query(
     if as_json:
         print(json.dumps(body, indent=2))
     elif as_csv:
-        write_csv(rows_of(body))
+        table = isinstance(body, dict) and "panel" in body  # whose columns are known where there are no rows
+        write_csv(body["rows"] if table else rows_of(body), body["columns"] if table else None)
     else:
         show(body)
     return 0

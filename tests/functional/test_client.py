@@ -122,6 +122,7 @@ NEEDED: dict[str, list[str]] = {
 }  # fmt: skip
 NAMES = {
     "/agents/{id}": "/agents/a1", "/goals/{id}": "/goals/g1", "/metrics/{id}": "/metrics/x20", "/trust/{kind}/{id}": "/trust/model/m1",
+    "/learning/panels/{panel}": "/learning/panels/curves",
     "/trust/{kind}/{id}/history": "/trust/model/m1/history", "/variables/{name}": "/variables/vix", "/variables/{name}/influence": "/variables/vix/influence",
 }  # fmt: skip
 
@@ -186,6 +187,9 @@ def test_exports_are_whole_files_of_every_format(served: WorkerProcess, tmp_path
     )
     done = pulsefold("export", "contributions", str(tmp_path / "c.jsonl"), *url)
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 10
+    done = pulsefold("export", "learning", str(tmp_path / "l.csv"), "--panel", "curves", "--format", "csv", *url)
+    assert (done.returncode, done.stderr.strip()) == (0, "1 rows"), done
+    assert (tmp_path / "l.csv").read_bytes().splitlines()[1:] == [f"chess,,{START:%Y-%m-%dT%H:%M}:04.000000Z,1,0.5".encode()]
     assert pulsefold("export", "learning-log", "-", *url).stdout.count("memory_update") == 1
     assert pulsefold("export", "variables", str(tmp_path / "v.json"), *url).returncode == 0
     assert json.loads((tmp_path / "v.json").read_text())["vix"]["count"] == 5

@@ -50,6 +50,7 @@ def test_a_silent_tenants_deadline_is_missed_once_however_often_workers_are_kill
                 time.sleep(0.5)
                 if n == 4:
                     assert ticks(on_topics("training")) == []
+            workers[0].until(lambda: bool(ticks(on_topics("training"))))
             (tick,) = ticks(on_topics("training"))
             assert tick["tenant"] == "quiet"
             for worker in workers:

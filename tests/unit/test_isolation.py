@@ -159,6 +159,7 @@ def questions(service: Service, events: list[dict[str, Any]] | None = None) -> I
         "scope": ["tenant", *(s for s in names_of("scope", events) if ":" in s)],
         "ids": names_of("id", events)[:3],
         "amount": ["1.5"],
+        "panel": ["curves", "scores", "rates", "goals"],
         "models": names_of("model", events)[:2],
         "task_type": names_of("task_type", events)[:2],
     }
