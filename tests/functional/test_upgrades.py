@@ -22,7 +22,7 @@ from .test_service import post
 
 PRIOR = {"PULSEFOLD_TRUST_PRIOR": '{"": [3, 1]}', "PULSEFOLD_BUDGET_DAILY_USD": "20"}
 KEYS = [f"m{n}" for n in range(20)]
-SLOW = ("tests.kafka.faults", "building:0.4")
+SLOW = ("tests.kafka.faults", "building:0.8")
 
 
 def feed(worker: WorkerProcess, name: str, rounds: int) -> None:
