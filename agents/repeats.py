@@ -33,7 +33,7 @@ class Repeats(logging.Filter):
         self._told.pop(key, None)  # so that the one told longest ago comes first
         self._told[key] = now, 0
         if len(self._told) > MOST:
-            del self._told[next(iter(self._told))]
+            self._told.pop(next(iter(self._told)), None)
         return True
 
 
