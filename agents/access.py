@@ -7,7 +7,7 @@ from typing import Any
 
 from streams.admin import is_embedded, partition_counts, topic_identities
 from streams.errors import ConfigError
-from streams.settings import Gets, needs_credentials
+from streams.settings import Gets, needs_credentials, no_password
 from streams.topics import SOURCE_TOPICS
 
 
@@ -43,15 +43,6 @@ def security(settings: Gets) -> tuple[dict[str, Any], dict[str, Any]]:
         ours |= {"sasl_mechanism": mechanism, "sasl_plain_username": user, "sasl_plain_password": password}
         theirs |= {"sasl.mechanism": mechanism, "sasl.username": user, "sasl.password": password}
     return ours, theirs
-
-
-def no_password() -> str:
-    """What is asked for the password of an encrypted key.
-
-    Raises:
-        ValueError: always; OpenSSL would ask on the terminal.
-    """
-    raise ValueError("the key is encrypted; give one that is not")
 
 
 def discover_partitions(settings: Gets, security: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], bool]:

@@ -12,9 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from streams.errors import ConfigError
-from streams.settings import Gets
-
-from .access import no_password
+from streams.settings import Gets, no_password
 
 MAX_BODY = 8 << 20
 """Bytes of a request's body."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
+MOST = 1000
+"""Messages that are remembered: a library may put its arguments into the text itself."""
+
 
 class Repeats(logging.Filter):
     """Lets a message through once in `every_s` seconds, and says then how often it came in between.
@@ -26,8 +29,11 @@ class Repeats(logging.Filter):
             self._told[key] = told_at, left_out + 1
             return False
         if left_out:
-            record.msg, record.args = f"{record.getMessage()} (and {left_out} times more since it was told last)", ()
+            record.msg = f"{record.msg} (and {left_out} times more since it was told last)"  # its arguments are put in later, by who can bear that it fails
+        self._told.pop(key, None)  # so that the one told longest ago comes first
         self._told[key] = now, 0
+        if len(self._told) > MOST:
+            self._told.pop(next(iter(self._told)), None)
         return True
 
 

@@ -140,7 +140,7 @@ def in_archive(folder: Path, sought: Sought) -> Found:
                 content = file.read_bytes() if file.is_file() else b""
                 found.live += any(text in content for text in (sought.tenant.encode(), *sought.texts))
                 continue
-            row = "concat_ws(chr(10), CAST(files AS VARCHAR))"
+            row = "concat_ws(chr(10), *COLUMNS(* EXCLUDE tags), array_to_string(tags, chr(10)))"  # of a row as one text, quotes would be escaped
             where = " OR ".join(["tenant = $tenant", *(f"contains({row}, $text{n})" for n in range(len(sought.texts)))])
             params = {"path": str(file), "tenant": sought.tenant, **{f"text{n}": text.decode("utf-8", "replace") for n, text in enumerate(sought.texts)}}
             try:

@@ -48,6 +48,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         self.n_published = 0
         self.n_ended = 0
         self.cleared: dict[tuple[str, str, int], int] = {}
+        self.homes: frozenset[tuple[str, int]] = frozenset()
         self.use(scored)
         engine.on_changed.append(self.changed)
 
@@ -78,14 +79,18 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
                     self.log.warning("scores of what was cleared cannot be ended at the moment: %r", exc)
 
     async def _forget(self) -> None:
-        """End what the topic says of subjects of cleared tenants, where there is no row of them any more; looked for once a clearing, and at the start."""
+        """End what the topic says of subjects of cleared tenants, where there is no row of them any more.
+
+        Looked for once a clearing, at the start, and whenever a partition comes here: its former owner may have left before it had done so.
+        """
+        homes = frozenset(place for place, shard in self.engine.core.shards.items() if shard.ready)
         found = {
             (tenant, shard.partition.topic, shard.partition.number): CLEARED.load(row).offset
             for shard in self.engine.core.shards.values()
             for tenant, rows in shard.partition.spaces[CLEARED.index].items()
             for row in rows.values()
         }
-        tenants = {place[0] for place, offset in found.items() if self.cleared.get(place) != offset}
+        tenants = {place[0] for place, offset in found.items() if homes - self.homes or self.cleared.get(place) != offset}
         if tenants:
             kinds = {one.kind: one for one in self.scored}
             acks = []
@@ -97,7 +102,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             for ack in acks:
                 await ack
             self.n_ended += len(acks)
-        self.cleared = found
+        self.cleared, self.homes = found, homes
 
     def _ended(self, one: Scored, tenant: str, name: str) -> bool:
         """Whether it is for this worker to end a subject, of which there is no row."""

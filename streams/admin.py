@@ -129,7 +129,11 @@ def _known_to_all(client: AdminClient, names: Sequence[str], security: Mapping[s
         TopicProblem: a node does not hear of them.
     """
     deadline = time.monotonic() + timeout_s
-    for node in client.list_topics(timeout=timeout_s).brokers.values():
+    try:
+        nodes = client.list_topics(timeout=timeout_s).brokers.values()
+    except KafkaException as exc:
+        raise TopicProblem(f"{', '.join(names)}: created, but then nobody told which nodes there are ({exc.args[0].name()})") from None
+    for node in nodes:
         address = f"{node.host}:{node.port}"
         one = _client(address, security)
         with suppress(BrokerUnavailable):  # a node that is not there misleads nobody

@@ -573,11 +573,13 @@ def own_certificate() -> ssl.SSLContext | None:
     file = os.environ.get("PULSEFOLD_CLIENT_CERT")
     if not file:
         return None
+    from .settings import no_password  # which most clients do not need
+
     context = ssl.create_default_context()
     try:
-        context.load_cert_chain(file)
-    except (OSError, ssl.SSLError) as bad:
-        raise ConfigError("PULSEFOLD_CLIENT_CERT", f"{file} has no certificate and its key ({bad.strerror or bad})") from None
+        context.load_cert_chain(file, password=no_password)
+    except (OSError, ssl.SSLError, ValueError) as bad:
+        raise ConfigError("PULSEFOLD_CLIENT_CERT", f"{file} has no certificate and its key ({getattr(bad, 'strerror', None) or bad})") from None
     return context
 
 

@@ -347,24 +347,27 @@ class SyncPublisher:
     def _hand_over(self, item: _Item) -> None:
         self._accept()
         deadline = time.monotonic() + self.max_block_s
-        if self._offer(item):
+        if self._offer(item, deadline):
             return
         while time.monotonic() < deadline:
             time.sleep(0.001)
-            if self._offer(item):
+            if self._offer(item, deadline):
                 return
         self._drop(item, "the queue was full")
 
-    def _offer(self, item: _Item) -> bool:
-        """Take the event at once, into the spool or the queue; False if there is no room now."""
+    def _offer(self, item: _Item, deadline: float) -> bool:
+        """Take the event at once, into the spool or the queue; False if there is no room now.
+
+        Args:
+            deadline: monotonic seconds until which the spool may be waited for.
+        """
         if self._spool is None:
             return self._produce(item)
-        begun = time.monotonic()
-        if not self._order.acquire(timeout=self.max_block_s):
+        if not self._order.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return self._without_spool(item, f"spool: the disk of {self._spool.path} is slow")
         try:
             try:
-                left_s = max(0.0, begun + self.max_block_s - time.monotonic())
+                left_s = max(0.0, deadline - time.monotonic())
                 number = self._spool.put(item.id, item.topic, item.key, item.value, timeout_s=left_s)
             except SpoolFull as full:
                 self._drop(item, str(full))
@@ -726,7 +729,7 @@ class Publisher:
         """As the sync one, but other tasks run while there is no room."""
         self._sync._accept()
         deadline = time.monotonic() + self._sync.max_block_s
-        while not self._sync._offer(item):
+        while not self._sync._offer(item, deadline):
             if time.monotonic() >= deadline:
                 self._sync._drop(item, "the queue was full")
                 return

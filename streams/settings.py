@@ -290,6 +290,15 @@ def needs_credentials(settings: Gets) -> None:
         raise ConfigError("kafka_ssl_certfile", "is needed beside kafka_ssl_keyfile")
 
 
+def no_password() -> str:
+    """What is asked for the password of an encrypted key.
+
+    Raises:
+        ValueError: always; OpenSSL would ask on the terminal.
+    """
+    raise ValueError("the key is encrypted; give one that is not")
+
+
 def flags_of(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Words of a command line as settings by name, and what is left; a flag without a value is on.
 

@@ -131,8 +131,9 @@ class Spool:
             raise SpoolStuck(f"spool: the disk of {self.path} is slow")
         try:
             if self._bytes + size > self.max_bytes:
-                raise SpoolFull(f"spool_max_bytes: {self.path} holds {self._bytes} of at most {self.max_bytes} bytes; is the broker reachable?")
+                raise SpoolFull(f"spool_max_bytes: {self.path} is full ({self.max_bytes} bytes); is the broker reachable?")
             try:
+                self._roll_back()
                 number = int(self._db.execute("INSERT INTO spool (id, topic, key, value) VALUES (?, ?, ?, ?)", (id, topic, key, value)).lastrowid or 0)
             except sqlite3.Error as exc:
                 raise SpoolStuck(f"spool: {self.path} cannot be written: {exc}") from None
@@ -156,18 +157,24 @@ class Spool:
             if not known:
                 return
             try:
+                self._roll_back()
                 self._db.execute("BEGIN")
                 self._db.executemany("DELETE FROM spool WHERE n = ?", [(number,) for number in known])
                 self._db.execute("COMMIT")
             except sqlite3.Error as exc:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # a broken disk may refuse that too: whoever writes next does it
+                    self._roll_back()
                 raise SpoolStuck(f"spool: {self.path} cannot be written: {exc}") from None
             self._logged += COMMIT_BYTES
             for number in known:
                 size = self._sizes.pop(number)
                 self._bytes -= size
                 self._logged += size
+
+    def _roll_back(self) -> None:
+        """End a removal that failed halfway: within it, what `put` stores would not be there yet."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Take the write-ahead log into the file; as long as the disk needs for it, everybody else waits.

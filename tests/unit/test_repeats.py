@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from agents.repeats import condense
+from agents.repeats import MOST, Repeats, condense
 
 
 def test_the_same_message_is_told_once_and_then_how_often_it_came(caplog: pytest.LogCaptureFixture) -> None:
@@ -32,3 +32,18 @@ def test_other_packages_are_left_alone(caplog: pytest.LogCaptureFixture) -> None
     for _ in range(3):
         other.error("again")
     assert caplog.messages == ["again"] * 3
+
+
+def test_texts_that_are_never_the_same_take_no_more_and_more_memory() -> None:
+    repeats = Repeats()
+    for n in range(3 * MOST):
+        assert repeats.filter(logging.LogRecord("chatty", logging.ERROR, "", 0, f"no connection to {n}", (), None))
+    assert len(repeats._told) == MOST
+
+
+def test_a_message_whose_arguments_do_not_fit_raises_nothing_where_it_is_logged() -> None:
+    repeats = Repeats(every_s=0.05)
+    for _ in range(2):
+        repeats.filter(logging.LogRecord("chatty", logging.ERROR, "", 0, "%s and %s", ("one",), None))
+    time.sleep(0.06)
+    assert repeats.filter(logging.LogRecord("chatty", logging.ERROR, "", 0, "%s and %s", ("one",), None))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import duckdb
+
+from agents.archive_rows import COLUMNS
 from agents.past_log import Logged
-from agents.scan import Found, Sought, told
+from agents.scan import Found, Sought, in_archive, told
 from tables.rows import wire_key
 
 
@@ -33,3 +38,13 @@ def test_the_text_says_whether_anything_is_live() -> None:
     clean = [Found("costs", log=3), Found("changelog", name=2, waiting=5)]
     assert "nothing of acme is live but its name" in told(clean, "acme") and "8 wait for compaction or retention" in told(clean, "acme")
     assert "1 records and rows of acme are live" in told([*clean, Found("alerts", live=1)], "acme")
+
+
+def test_a_text_with_quotes_and_backslashes_is_found_in_every_column_of_the_archive(tmp_path: Path) -> None:
+    columns = {name: f"NULL::{kind}" for name, kind, _ in COLUMNS} | {"tenant": "'acme'"}
+    text = "O'Brien\\x"
+    for n, (name, given) in enumerate({"key": "$text", "data": "$text", "tags": "[$text, 'b']"}.items()):
+        row = ", ".join(f'{made} AS "{column}"' for column, made in (columns | {name: given}).items())
+        duckdb.sql(f"SELECT {row}", params={"text": f"a {text} b"}).write_parquet(str(tmp_path / f"costs-0-{n}-{n}.parquet"))
+    assert in_archive(tmp_path, Sought("nobody", (text.encode(),))).live == 3
+    assert in_archive(tmp_path, Sought("nobody", (b"O'Brian",))).live == 0

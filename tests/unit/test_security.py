@@ -30,7 +30,7 @@ from agents.limits import Quota, tls
 from agents.main import config
 from agents.registry import FOLD_SETTINGS
 from streams.cli.options import security as commands_security
-from streams.client import Client
+from streams.client import Client, own_certificate
 from streams.errors import ConfigError
 from streams.settings import MASK, declare, load, unknown_variables
 
@@ -755,3 +755,11 @@ def test_variables_of_others_are_told_or_passed_over() -> None:
 
 def test_no_setting_is_taken_for_a_misspelling_of_another() -> None:
     assert unknown_variables({f"PULSEFOLD_{name.upper()}": "1" for name in NAMES}, NAMES) == []
+
+
+def test_a_callers_certificate_with_an_encrypted_key_is_refused_without_a_question_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cert, key = self_signed(tmp_path, password="secret")
+    (tmp_path / "whole.pem").write_bytes(cert.read_bytes() + key.read_bytes())
+    monkeypatch.setenv("PULSEFOLD_CLIENT_CERT", str(tmp_path / "whole.pem"))
+    with pytest.raises(ConfigError, match="the key is encrypted"):
+        own_certificate()

@@ -130,3 +130,15 @@ def test_the_files_stay_near_the_bound_while_events_come_and_go(tmp_path: Path) 
             waiting.clear()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1.3 * (1 << 20) + (8 << 20)
     spool.close()
+
+
+def test_a_removal_that_could_not_even_be_rolled_back_takes_nothing_with_it_that_is_put_later(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    put(spool, "e0")
+    spool._db.execute("BEGIN")  # what such a removal leaves
+    spool._db.execute("DELETE FROM spool")
+    put(spool, "e1")
+    spool.close()
+    again = Spool(tmp_path / "spool")
+    assert names(again) == ["e0", "e1"]
+    again.close()
