@@ -94,7 +94,7 @@ def planted() -> list[dict[str, Any]]:
         taken[event["type"]] += 1
         made = {**{k: v for k, v in event.items() if k != "derivedfrom"}, "id": f"{MARK}-{n}", "source": f"of-{MARK}", "tenant": TENANT}
         more = {name: text for name, text in absent(EVENT_TYPES[event["type"]].data).items() if name not in event["data"]}
-        for data in ({**more, **marked(made["data"])} if n % 2 else {}, marked(made["data"]), made["data"]):
+        for data in ({**more, **marked(made["data"])} if n % 2 or taken[event["type"]] == 1 else {}, marked(made["data"]), made["data"]):
             try:
                 decode(json.dumps({"specversion": "1.0", **made, "data": data}).encode())
             except InvalidEvent:

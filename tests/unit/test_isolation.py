@@ -32,7 +32,7 @@ WORDS = {  # free texts and names, whatever the event
     "agent", "goal_id", "metric", "task", "judge", "execution_id", "model_version", "refers_to", "description", "feedback", "rationale", "message",
     "reason", "rule", "quality",
 }  # fmt: skip
-MAPS = {"inputs", "values", "criteria", "rubric_scores", "metadata", "fields", "new_score"}
+MAPS = {"losses", "inputs", "values", "criteria", "rubric_scores", "metadata", "fields", "new_score"}
 LISTS = {"tags", "capabilities"}
 VOLATILE = {"uptime_s", "cursor", "offset", "evidence", "at", "seconds_since_update", "age_s", "idle_s", "lag", "report_time", "convergence_rate", "bytes"}
 """What depends on the clock, or on where in a shared log a record lies."""
