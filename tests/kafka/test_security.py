@@ -126,7 +126,7 @@ def test_a_broker_that_asks_for_a_certificate_is_reached_with_one_and_with_no_ot
         right = {**base, "PULSEFOLD_KAFKA_SSL_CERTFILE": str(mine[0]), "PULSEFOLD_KAFKA_SSL_KEYFILE": str(mine[1])}
         code, said = command("topics create", right, tmp_path)
         assert code == 0, said
-        worker = WorkerProcess(cluster.secure, tmp_path, environment=right, data_dir=str(tmp_path / "data"))
+        worker = WorkerProcess(cluster.secure, tmp_path, environment=right, data_dir=str(tmp_path / "data"), roles="all")
         try:
             worker.start()
             (tmp_path / "events.jsonl").write_text(json.dumps(EVENT) + "\n")
