@@ -373,7 +373,7 @@ class World:
             shard = worker.shard(n)
             if self.owners[n] is not worker or not shard.ready or any(item[0] == n for item in worker.inbox):
                 continue
-            start = max(worker.fetch[n], self.broker.starts[n])
+            start = worker.fetch[n] = max(worker.fetch[n], self.broker.starts[n])  # out of range: the client goes to the earliest
             most = 1 + self.below(11)
             log = self.broker.log[n]
             first = bisect_left(log, start, key=attrgetter("offset"))
@@ -390,8 +390,12 @@ class World:
         n, epoch, start, end, records = worker.inbox.pop(0)
         found = worker.core.chunk(worker.shard(n), epoch, start, end, records)
         if isinstance(found, Refusal):
-            gone = worker.core.beheaded(worker.shard(n), self.broker.starts[n])
-            self.seek(worker, n, worker.shard(n).next if gone else found.seek)
+            self.refused(worker, n, found)
+
+    def refused(self, worker: Worker, n: int, refusal: Refusal) -> None:
+        """Fetch again, or go on behind what retention has removed."""
+        gone = worker.core.beheaded(worker.shard(n), self.broker.starts[n])
+        self.seek(worker, n, worker.shard(n).next if gone else refusal.seek)
 
     def seek(self, worker: Worker, n: int, offset: int) -> None:
         """Move the fetch position."""
@@ -409,7 +413,7 @@ class World:
             for n in range(self.parts):
                 found = worker.core.idle(worker.shard(n), worker.fetch[n])
                 if found is not None and self.owners[n] is worker:
-                    self.seek(worker, n, found.seek)
+                    self.refused(worker, n, found)
 
     def do_learn(self) -> None:
         """A worker learns that it is no owner any more."""
