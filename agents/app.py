@@ -18,6 +18,7 @@ from streams.keys import derived_id, encode_key
 from streams.outputs import publishing_app
 from streams.settings import Settings, load, roles, unknown_variables
 from streams.topics import SOURCE_TOPICS, changelog_name
+from tables.fold import Scored
 from tables.partition import Partition, Schema
 from tables.trust import ScheduledDecay, Trust
 
@@ -202,9 +203,12 @@ def build(settings: Settings) -> seam.App:
     app.install_routes = routes.install
     app.routes = routes
     rules = Rules(engine, [rule for fold in tables.folds for rule in fold.rules], routes.reader, settings.get("alert_interval_s"))
-    scored = [one for fold in tables.folds for one in fold.scored] if settings.get("publish_scores") else []
-    scores = Scores(engine, scored, routes.reader, settings.get("topic_prefix") + "scores")
-    engine.on_schema.append(lambda schema: scores.use([one for fold in schema.folds for one in fold.scored] if settings.get("publish_scores") else []))
+
+    def scored(schema: Schema) -> list[Scored]:
+        return [one for fold in schema.folds for one in fold.scored] if settings.get("publish_scores") else []
+
+    scores = Scores(engine, scored(tables), routes.reader, settings.get("topic_prefix") + "scores")
+    engine.on_schema.append(lambda schema: scores.use(scored(schema)))
     ticks = Ticks(engine, trust_of(tables), lambda: sorted({t for p in engine.partitions.get("judgments", ()) for space in p.spaces for t in space if t}))
     engine.on_schema.append(lambda schema: ticks.use(trust_of(schema)))
     for table in tables.tables:

@@ -13,10 +13,11 @@ from typing import Any
 
 import orjson
 
+from streams.formulas import safe
+
 Column = tuple[str, str]
 """Name and DuckDB type."""
 KIND = "text/csv; charset=utf-8"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def cell(value: Any) -> Any:
@@ -28,16 +29,6 @@ def cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value
-
-
-def safe(text: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula.
-
-    Example:
-        >>> safe("=1+1"), safe("a=1"), safe(-1.5)
-        ("'=1+1", 'a=1', -1.5)
-    """
-    return "'" + text if isinstance(text, str) and text.startswith(FORMULA) else text
 
 
 def as_csv(items: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> bytes:

@@ -195,7 +195,7 @@ def by_broker(bootstrap: str, n: int, new: float, told: Callable[[Sample], None]
     """A worker as a user runs it; its rows and records are what it says, its memory what the system says."""
     from confluent_kafka import Producer
 
-    from .throughput import value_of
+    from .throughput import produce, value_of
 
     prefix = f"soak{uuid.uuid4().hex[:8]}."
     subprocess.run([sys.executable, "-m", "benchmarks.topics", bootstrap, prefix, "soak", str(PARTITIONS)], check=True)
@@ -228,12 +228,7 @@ def by_broker(bootstrap: str, n: int, new: float, told: Callable[[Sample], None]
             time.sleep(0.5)
         events, begun, step = Events(new), time.monotonic(), n // SAMPLES
         for topic, key, value in events:
-            while True:
-                try:
-                    producer.produce(prefix + topic, value, key)
-                    break
-                except BufferError:
-                    producer.poll(0.1)
+            produce(producer, prefix + topic, key, value)
             if events.n % 10_000 == 0:
                 producer.poll(0)
                 while events.n - folded() > AHEAD:

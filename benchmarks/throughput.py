@@ -124,13 +124,18 @@ def fill(bootstrap: str, prefix: str, records: list[tuple[str, bytes, bytes]]) -
         }
     )
     for topic, key, value in records:
-        while True:
-            try:
-                producer.produce(prefix + topic, value, key)
-                break
-            except BufferError:
-                producer.poll(0.1)
+        produce(producer, prefix + topic, key, value)
     producer.flush(60)
+
+
+def produce(producer: Producer, topic: str, key: bytes, value: bytes) -> None:
+    """Hand over a record, when there is room for it."""
+    while True:
+        try:
+            producer.produce(topic, value, key)
+            return
+        except BufferError:
+            producer.poll(0.1)
 
 
 class Data(msgspec.Struct):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from .alerting import LEVELS
 from .fold import Reader, View, page
 from .rows import escape
+from .series_view import SeriesParams
 from .times import rfc3339_or_none
 
 if TYPE_CHECKING:
@@ -18,26 +17,13 @@ RECENT = 10
 """Values shown of each series of a list."""
 
 
-class SeriesParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of ``/metrics/watched``: only of this metric, model, run (``run=``, empty: without a run).
-
-    All three given: the last 100 finite values are shown, else the last 10.
-    """
-
-    metric: str | None = None
-    model: str | None = None
-    run: str | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
-    cursor: str | None = None
-
-
 def views(fold: MetricAlerts) -> tuple[View, ...]:
     """Views of one fold's tables."""
     return (View("/metrics/watched", SeriesParams, lambda reader, q: series(fold, reader, q), fold.topics, "Watched series: alerts, outliers, last values"),)
 
 
 def series(fold: MetricAlerts, reader: Reader, asked: SeriesParams) -> dict[str, Any]:
-    """Body of ``/metrics/watched``; sorted by metric, model and run."""
+    """Body of ``/metrics/watched``; sorted by metric, model and run. Where all three are given, the last 100 finite values are shown, else the last 10."""
     wanted = (asked.metric, asked.model, asked.run)
     found: list[tuple[tuple[str, ...], Watch]] = []
     if None not in wanted:

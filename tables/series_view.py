@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SeriesParams(msgspec.Struct, frozen=True, kw_only=True):
-    """``/metrics/series``: of one metric, model or run, or all."""
+    """``/metrics/series`` and ``/metrics/watched``: of one metric, model or run (``run=``, empty: without a run), or all."""
 
     metric: str | None = None
     model: str | None = None

@@ -79,11 +79,9 @@ def export_trust(
     """Write the trust of every key as it is at one moment, with its history, as JSON that `pulsefold import trust` takes."""
     found = table("/trust/export", kind, url, token, tenant, config)
     lag = found.pop("lag")
-    body = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    put(file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     if file == "-":
-        sys.stdout.write(body)
         return 0
-    write_aside(Path(file), body.encode())
     if as_json:
         print(json.dumps({"keys": len(found["stats"]), "as_of": found["as_of"], "lag": lag}))
     else:
@@ -102,6 +100,18 @@ def table(path: str, kind: str | None, url: str | None, token: str | None, tenan
     if not found.pop("ready", True):
         raise PulsefoldError("the worker is still restoring its tables; ask again when /readyz says 200")
     return found
+
+
+def put(file: str, text: str) -> None:
+    """Text into a file, whole or not at all, or onto stdout.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        write_aside(Path(file), text.encode())
 
 
 def write_aside(path: Path, content: bytes) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -28,8 +27,8 @@ from .. import admin
 from ..codec import InvalidEvent, decode
 from ..errors import ConfigError, PulsefoldError
 from ..keys import derived_id, encode_key
-from .files import write_aside
-from .options import AsJson, Bootstrap, Config, TopicPrefix, security, settings_of
+from .files import put
+from .options import AsJson, Bootstrap, Config, OutFile, Tenant, Token, TopicPrefix, Url, security, settings_of
 from .output import clean, write_csv
 from .query import ask, worker_url
 
@@ -51,14 +50,14 @@ _LIST = re.compile(r'"(\w+)"\s*:\s*\[\s*(\],?)?$')
 
 
 def export(
-    file: Annotated[str, Parameter(allow_leading_hyphen=True, help="written whole or not at all; - = stdout")],
+    file: OutFile,
     *,
     since: Annotated[str | None, Parameter(help="no event before this time (RFC 3339)")] = None,
     panel: Annotated[Panel | None, Parameter(help="only what this picture is drawn of")] = None,
     format: Annotated[Literal["json", "csv"], Parameter(help="csv is of one panel")] = "json",
-    url: Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")] = None,
-    token: Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")] = None,
-    tenant: Annotated[str | None, Parameter(help="whose data, where the token does not say")] = None,
+    url: Url = None,
+    token: Token = None,
+    tenant: Tenant = None,
     config: Config = None,
 ) -> int:
     """Write learning events, goals with their values, convergences and the report into a file.
@@ -103,14 +102,6 @@ def export(
     older = f" of {total} (older ones are no longer in the curves, or before --since)" if total > n else ""
     print(f"{n} learning events{older}, {len(found['goals'])} goals", file=sys.stderr)
     return 0
-
-
-def put(file: str, text: str) -> None:
-    """Text into a file, whole or not at all, or onto stdout."""
-    if file == "-":
-        sys.stdout.write(text)
-    else:
-        write_aside(Path(file), text.encode())
 
 
 def panel_of(ask: Ask, panel: Panel, since: str | None = None) -> tuple[list[str], list[dict[str, Any]]]:

@@ -42,10 +42,7 @@ def security(found: Settings) -> dict[str, Any]:
         ConfigError: a part of the credentials, or the certificates' file, is missing.
     """
     needs_credentials(found)
-    cafile = found.get("kafka_ssl_cafile")
-    if cafile is not None and not Path(cafile).is_file():
-        raise ConfigError("kafka_ssl_cafile", f"there is no file {cafile}")
-    for name in ("kafka_ssl_certfile", "kafka_ssl_keyfile"):
+    for name in ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
         if found.get(name) is not None and not Path(found.get(name)).is_file():
             raise ConfigError(name, f"there is no file {found.get(name)}")
     names = {

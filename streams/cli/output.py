@@ -11,6 +11,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from ..formulas import safe
+
 err = Console(stderr=True)
 
 
@@ -61,7 +63,7 @@ def table_value(value: Any, *, number: bool = False) -> Any:
         ("'=1+1", '[1]', '-Infinity', '')
     """
     text = "" if value is None else json.dumps(value) if isinstance(value, (dict, list, bool)) else value
-    return "'" + text if not number and isinstance(text, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return text if number else safe(text)
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]], names: Iterable[str] | None = None, to: TextIO | None = None) -> None:

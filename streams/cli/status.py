@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
-from .options import AsJson, Config
+from .options import AsJson, Config, Tenant, Token, Url
 from .output import clean
 from .query import ask, worker_url
 
 
 def status(
     *,
-    url: Annotated[str | None, Parameter(help="of the worker (default: the settings web_host and web_port)")] = None,
-    token: Annotated[str | None, Parameter(help="default: the environment's PULSEFOLD_TOKEN")] = None,
-    tenant: Annotated[str | None, Parameter(help="whose data, where the token does not say")] = None,
+    url: Url = None,
+    token: Token = None,
+    tenant: Tenant = None,
     as_json: AsJson = False,
     config: Config = None,
 ) -> int:
