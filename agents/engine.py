@@ -415,9 +415,12 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self._wake.clear()
             begun = time.monotonic()
             rows = await self._flush_all()
-            times = BEHIND_FLUSHES if rows and self._behind() else 1
-            pause = times * min(self.config.flush_max_s, rows / 10_000) - (time.monotonic() - begun)
-            await asyncio.sleep(max(0.002, pause))
+            pause = min(self.config.flush_max_s, rows / 10_000)
+            await asyncio.sleep(max(0.002, pause - (time.monotonic() - begun)))
+            for _ in range(BEHIND_FLUSHES - 1):
+                if not rows or not self._behind():
+                    break
+                await asyncio.sleep(pause)
 
     def _behind(self) -> bool:
         """Whether so much waits that nobody sees how late a row is: written less often, a row takes in more records."""

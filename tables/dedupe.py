@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 SEGMENT = 64
 SHIFT = 6
 LAST = SEGMENT - 1
-SLICE = 4096
-"""Offsets that are looked up at once, at most."""
+SLICE = 1024
+"""Offsets that are looked up at once, at most; more of them are not quicker, and take more memory at a time."""
 FEW = 24
 """Records up to which one by one is quicker than all at once."""
 METRIC = 0x80
@@ -222,7 +222,7 @@ class Window:
         if len(every) <= FEW:
             return self._note_few(offsets, names, dict(metrics), every)
         seed = self.seed
-        at, digests = np.array(offsets, np.int64), _digests([digest_of(name, seed) for name in names])
+        at, digests = _numbers(offsets), _digests([digest_of(name, seed) for name in names])
         found = {offsets[index] for index in self.of_ids().note(at, digests)} if offsets else set()
         places = (at & LAST).astype(np.uint8)
         if metrics:
@@ -243,7 +243,7 @@ class Window:
             if end > begin:
                 written[int(at[begin]) >> SHIFT] = entries[begin:end].tobytes()
             begin = end
-        seen = np.array(every, np.int64)
+        seen = at if every is offsets and not metrics else _numbers(every)
         for last in seen[np.append(np.flatnonzero(np.diff(seen >> SHIFT)), len(seen) - 1)].tolist():
             self._write(last >> SHIFT, last, written.get(last >> SHIFT, b""))
         return found
@@ -285,6 +285,13 @@ class Window:
         if offset > row.applied:
             row.applied = offset
             self.partition.dirty[IDS.index].add(row)
+
+
+def _numbers(offsets: Sequence[int]) -> Offsets:
+    """Rising offsets as an array; where none is missing, made without looking at each."""
+    if offsets and offsets[-1] - offsets[0] + 1 == len(offsets):
+        return np.arange(offsets[0], offsets[-1] + 1, dtype=np.int64)
+    return np.array(offsets, np.int64)
 
 
 def _digests(digests: list[bytes]) -> Digests:
