@@ -20,6 +20,7 @@ import duckdb
 
 from tables.times import DAY_US, rfc3339_or_none
 
+from . import scratch
 from .archive_files import CHUNK, Folder, Piece, Place, total
 from .archive_read import Snapshot
 from .archive_rows import MADE, TABLE, Batch, Rows
@@ -83,7 +84,7 @@ class Keeper:
         chunk: int = CHUNK,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.scratch = tempfile.mkdtemp(prefix="pulsefold-scratch-")
+        self.scratch = tempfile.mkdtemp(prefix="spilled-", dir=scratch.home())
         self.database = duckdb.connect(
             ":memory:",
             config={

@@ -34,6 +34,7 @@ from aiokafka.errors import KafkaError
 from streams.errors import PulsefoldError
 from streams.settings import Gets
 
+from . import scratch
 from .access import discover_partitions, security
 from .archive_files import Place, Unusable
 from .archive_keeper import Keeper, line_of
@@ -144,7 +145,7 @@ class Archivist:
     def _path(self, given: str | None, identities: Mapping[str, int], embedded: bool) -> Path:
         """The archive's folder."""
         if given is None and embedded:  # it keeps nothing, nor do we
-            self.temporary = self.temporary or tempfile.mkdtemp(prefix="pulsefold-archive-")
+            self.temporary = self.temporary or tempfile.mkdtemp(prefix="archive-", dir=scratch.home())
             return Path(self.temporary)
         return folder_of(self.settings, identities)
 

@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import orjson
 
-from . import csv_text
+from . import csv_text, scratch
 from .csv_text import Column, as_csv, cell
 
 KINDS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": csv_text.KIND, "parquet": "application/vnd.apache.parquet"}
@@ -49,7 +49,7 @@ def _plain(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def as_parquet(items: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> bytes:
     """Parquet (zstd), in the order of the rows."""
-    with tempfile.TemporaryDirectory(prefix="pulsefold-") as folder, duckdb.connect(":memory:", config={"threads": 1}) as database:
+    with tempfile.TemporaryDirectory(prefix="parquet-", dir=scratch.home()) as folder, duckdb.connect(":memory:", config={"threads": 1}) as database:
         lines, table = os.path.join(folder, "rows.jsonl"), os.path.join(folder, "rows.parquet")
         types = {name: "VARCHAR" for name, _ in columns}
         with open(lines, "wb") as out:

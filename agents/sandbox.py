@@ -24,6 +24,7 @@ import duckdb
 from streams.topics import SOURCE_TOPICS
 from tables.fold import BadParameter
 
+from . import scratch
 from .archive_files import text
 from .archive_read import TRIES, Snapshot, Store, TooLong
 
@@ -147,11 +148,11 @@ class Moved(Exception):
 
 
 def _run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[str, str]], list[dict[str, Any]], bool]:
-    scratch = tempfile.mkdtemp(prefix="pulsefold-sql-")
+    folder = tempfile.mkdtemp(prefix="sql-", dir=scratch.home())
     database = duckdb.connect(
         ":memory:",
         config={
-            "threads": 1, "memory_limit": MEMORY, "temp_directory": scratch, "max_temp_directory_size": DISK, "autoinstall_known_extensions": False,
+            "threads": 1, "memory_limit": MEMORY, "temp_directory": folder, "max_temp_directory_size": DISK, "autoinstall_known_extensions": False,
             "autoload_known_extensions": False, "enable_external_file_cache": False, "python_enable_replacements": False,
         },
     )  # fmt: skip
@@ -159,7 +160,7 @@ def _run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[s
     watch.start()
     try:
         try:
-            _events(store, database, tenant, scratch)
+            _events(store, database, tenant, folder)
         except (duckdb.IOException, duckdb.CatalogException) as gone:
             raise Moved(gone) from None
         try:
@@ -175,10 +176,10 @@ def _run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[s
     finally:
         watch.cancel()
         database.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, scratch: str) -> None:
+def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, folder: str) -> None:
     """Make the view, then shut every door."""
     parts, paths = [], []
     names = ", ".join(f'"{name}"' for name in COLUMNS)
@@ -190,7 +191,7 @@ def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, scra
             f'AND "offset" > list_extract({[int(erased.get(n, -1)) for n in range(len(at.ends))]}::BIGINT[], partition + 1)'
         )
         files = [piece.path for piece in at.pieces if piece.rows and piece.may_have(tenant)]
-        tail = _tail(store, at, tenant, os.path.join(scratch, f"{topic}.parquet"))
+        tail = _tail(store, at, tenant, os.path.join(folder, f"{topic}.parquet"))
         if tail is not None:
             files.append(tail)
         if files:

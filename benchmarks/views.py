@@ -239,6 +239,7 @@ def archive(metrics: int, times: int, only: str) -> Iterator[str]:
 
                 yield row(f"`{name}`", f"{metrics:,} metrics", timed(ask, times), ARCHIVE_GOAL_MS)
         keeper.close()
+        keeper.close()
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,6 +47,7 @@ class Feed:
     def start(self) -> Keeper:
         """A fresh keeper over the folder, at the offsets that it asks for."""
         self.keeper = Keeper(self.path, dict.fromkeys(("forecasts", "training", "costs", "judgments"), self.partitions), **self.words)
+        weakref.finalize(self, self.keeper.close)  # an earlier one may still be asked
         self.read = self.keeper.open({})
         return self.keeper
 
