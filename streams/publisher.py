@@ -34,13 +34,15 @@ from .codec import InvalidEvent, decode
 from .errors import ConfigError, PulsefoldError, TopicProblem
 from .events import ClockTicked, Data, Event, Observation, TrustBatchObserved, TrustObserved
 from .keys import encode_key, partition_for, record_key
-from .spool import Spool, SpoolFull, SpoolStuck, Stored
+from .spool import Spool, SpoolBusy, SpoolFull, SpoolStuck, Stored
 from .topics import SOURCE_TOPICS
 
 OnDelivery = Callable[[str, BaseException | None], None]
 MAX_OBSERVATIONS = 10_000
 MAX_BATCH_BYTES = 900_000
 RETRY_S = 1.0
+END_S = 1.0
+"""What `close` may take beyond its timeout for threads to end, for what librdkafka has to tell at last, and for the spool: each."""
 
 _encode = msgspec.json.Encoder().encode
 _log = logging.getLogger("pulsefold.publisher")
@@ -132,7 +134,7 @@ class SyncPublisher:
         max_block_ms: longest time that `publish` waits: for room in the queue, and once for the broker's first answer.
         on_full: ``drop`` (counted, warned about once) or ``spool``; default ``spool`` if there is one.
         spool: file; every event is stored there until acknowledged, and sent again after a crash. While its disk is full or slow they go
-            through the queue alone, counted and warned about once.
+            through the queue alone, counted and warned about once; such an event may overtake earlier ones of its key that still wait in the spool.
         spool_max_bytes: its bound; beyond it events are dropped and counted.
         delivery_timeout_ms: after which an unacknowledged event counts as failed (from a spool it is sent again).
         flush_timeout_s: longest wait for acknowledgements in `close` and at exit.
@@ -173,6 +175,7 @@ class SyncPublisher:
         self._report = DeliveryReport()
         self._acked: list[int] = []
         self._again: list[_Item] = []
+        self._failed: list[int] = []  # numbers of attempts that failed, and that the spool still has
         self._warned = self._fatal = self._closed = self._told_stuck = False
         self._stuck = False  # the spool's disk took nothing the last time
         self._settle_at = 0.0
@@ -254,14 +257,18 @@ class SyncPublisher:
         return self.record_many([TrustBatchObserved(observations=batch) for group in groups.values() for batch in _batches(group)], tenant=tenant)
 
     def flush(self, timeout_s: float = 30.0) -> int:
-        """Send what waits now, without lingering; returns how many events are not acknowledged in time."""
+        """Send what waits now, without lingering; returns how many events are not acknowledged in time.
+
+        Args:
+            timeout_s: longest wait, for brokers and for the spool's disk. What could not be taken out of the spool in time leaves it later.
+        """
         if os.getpid() != self._pid:
             return 0
         deadline = time.monotonic() + timeout_s
         while (waiting := self.report().waiting) and (left := deadline - time.monotonic()) > 0:
             if not self._serve(min(left, 0.1), flush=True):
                 time.sleep(0.002)  # what is still waiting is with the sending thread
-        self._settle()
+        self._settle(max(0.0, deadline - time.monotonic()))
         return waiting
 
     def report(self) -> DeliveryReport:
@@ -276,7 +283,8 @@ class SyncPublisher:
         """Flush and stop; a second call does nothing. What is not acknowledged then stays in the spool or counts as failed.
 
         Args:
-            timeout_s: default `flush_timeout_s`.
+            timeout_s: default `flush_timeout_s`. Where brokers or the spool's disk answer late it takes a few seconds longer at most; a spool that
+                could not be closed by then is told of by the warning `Unspooled`: what it still has is sent again by the next start.
         """
         if self._closed or os.getpid() != self._pid:
             return self.report()
@@ -284,16 +292,21 @@ class SyncPublisher:
         atexit.unregister(self.close)
         self.flush(self.flush_timeout_s if timeout_s is None else timeout_s)
         self._stop.set()
+        over = time.monotonic() + END_S
         for thread in self._threads:
-            thread.join(5)
+            thread.join(max(0.0, over - time.monotonic()))
         self._producer.purge()
-        self._serve(1.0, flush=True)
-        self._settle()
+        self._serve(END_S, flush=True)
+        self._settle(END_S / 2)
         for item in self._again:
             self._give_up(item, "not acknowledged when the publisher was closed")
         self._again.clear()
         if self._spool is not None:
-            self._spool.close()
+            try:
+                self._spool.close(timeout_s=END_S / 2)
+            except SpoolBusy as busy:
+                threading.Thread(target=self._spool.close, name="pulsefold-spool", daemon=True).start()
+                warnings.warn(f"{busy}: it was not closed in time, and the next start sends again what it still has", Unspooled, stacklevel=2)
         report = self.report()
         if report.failed or report.dropped or report.waiting:
             kept = f", {report.spooled} wait in the spool for the next start" if report.spooled else ""
@@ -355,28 +368,34 @@ class SyncPublisher:
                 return
         self._drop(item, "the queue was full")
 
-    def _offer(self, item: _Item, deadline: float) -> bool:
+    def _offer(self, item: _Item, deadline: float, *, wait: bool = True) -> bool:
         """Take the event at once, into the spool or the queue; False if there is no room now.
 
         Args:
-            deadline: monotonic seconds until which the spool may be waited for.
+            deadline: monotonic seconds until which the spool may be waited for; then the event goes without it.
+            wait: here; else False is returned as long as it should be waited for.
         """
         if self._spool is None:
             return self._produce(item)
-        if not self._order.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            return self._without_spool(item, f"spool: the disk of {self._spool.path} is slow")
+        later = not wait and time.monotonic() < deadline
+        if not self._order.acquire(timeout=max(0.0, deadline - time.monotonic()) if wait else 0.0):
+            return not later and self._without_spool(item, f"spool: the disk of {self._spool.path} is slow")
         try:
             try:
-                left_s = max(0.0, deadline - time.monotonic())
+                left_s = max(0.0, deadline - time.monotonic()) if wait else 0.0
                 number = self._spool.put(item.id, item.topic, item.key, item.value, timeout_s=left_s)
             except SpoolFull as full:
                 self._drop(item, str(full))
                 return True
+            except SpoolBusy as busy:
+                return not later and self._without_spool(item, str(busy))
             except SpoolStuck as stuck:
                 return self._without_spool(item, str(stuck))
             self._newest = number
             if item.on_delivery is not None:
                 self._callbacks[number] = item.on_delivery
+            if self._failed:
+                self._take_back()
             if not self._backlog:
                 self._backlog = not self._produce(item._replace(number=number))
                 if not self._backlog:
@@ -481,6 +500,8 @@ class SyncPublisher:
         """Serve acknowledgements, empty the spool, replace a producer that broke."""
         while not self._stop.is_set():
             self._serve(0.01 if self._backlog else 0.05)
+            if self._failed:
+                self._take_back()
             if time.monotonic() >= self._settle_at:
                 if self._spool is not None:
                     stuck, self._stuck = self._stuck, False
@@ -547,13 +568,9 @@ class SyncPublisher:
                     self._acked.append(item.number)
             self._tell(item, None)
         elif item.number and error.code() not in _REFUSED_FOR_GOOD:
-            with self._order, self._lock:  # the spool keeps it: once more from there, a little later
-                self._in_flight.discard(item.number)
-                self._tried.add(item.number)
+            with self._lock:  # the spool keeps it: once more from there, a little later
                 self._report.errors[_reason(error)] = self._report.errors.get(_reason(error), 0) + 1
-                self._cursor = min(self._cursor, item.number - 1)
-                self._backlog = True
-                self._next_feed = time.monotonic() + RETRY_S
+                self._failed.append(item.number)  # who serves acknowledgements must not wait for `_order`, and so for a slow disk
         elif error.code() in _TAKEN_BACK:
             with self._lock:
                 self._again.append(item)
@@ -577,15 +594,31 @@ class SyncPublisher:
             except Exception:
                 _log.exception("on_delivery raised for event %s", item.id)  # the caller's bug must not stop the acknowledgements of others
 
-    def _settle(self) -> None:
-        """Take acknowledged events out of the spool."""
+    def _take_back(self) -> None:
+        """Send again from the spool what failed."""
+        with self._order, self._lock:
+            failed, self._failed = self._failed, []
+            self._in_flight.difference_update(failed)
+            self._tried.update(failed)
+            self._cursor = min(self._cursor, *(number - 1 for number in failed))
+            self._backlog = True
+            self._next_feed = time.monotonic() + RETRY_S
+
+    def _settle(self, timeout_s: float = -1) -> None:
+        """Take acknowledged events out of the spool.
+
+        Args:
+            timeout_s: longest wait for others who use the spool; -1 = for ever. What could not be taken out stays for the next time.
+        """
         if not self._acked or self._spool is None:
             return
-        with self._order:  # so that the spool is not read in between
+        if not self._order.acquire(timeout=timeout_s):  # so that the spool is not read in between
+            return
+        try:
             with self._lock:
                 acked, self._acked = self._acked, []
             try:
-                self._spool.remove(acked)
+                self._spool.remove(acked, timeout_s=timeout_s)
             except SpoolStuck:  # they have arrived: sent again by the next start they change nothing
                 self._stuck = True
                 with self._lock:
@@ -594,6 +627,8 @@ class SyncPublisher:
             with self._lock:
                 self._in_flight.difference_update(acked)
                 self._tried.difference_update(acked)
+        finally:
+            self._order.release()
 
 
 def _plain(value: Any) -> Any:
@@ -726,11 +761,14 @@ class Publisher:
             await asyncio.to_thread(self._sync._await_answer)
 
     async def _hand_over(self, item: _Item) -> None:
-        """As the sync one, but other tasks run while there is no room."""
+        """As the sync one, but other tasks run while there is no room, or the spool's disk is slow."""
         self._sync._accept()
         deadline = time.monotonic() + self._sync.max_block_s
-        while not self._sync._offer(item, deadline):
-            if time.monotonic() >= deadline:
+        while True:
+            over = time.monotonic() >= deadline
+            if self._sync._offer(item, deadline, wait=False):
+                return
+            if over:
                 self._sync._drop(item, "the queue was full")
                 return
             await asyncio.sleep(0.002)

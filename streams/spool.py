@@ -37,6 +37,10 @@ class SpoolStuck(PulsefoldError):
     """The spool's disk is full, broken or too slow at the moment: nothing was stored or removed."""
 
 
+class SpoolBusy(SpoolStuck):
+    """Others used the spool for as long as one was willing to wait, because its disk is slow."""
+
+
 class Stored(NamedTuple):
     """An event that waits in the spool.
 
@@ -124,11 +128,11 @@ class Spool:
 
         Raises:
             SpoolFull: the bound is reached; nothing was stored.
-            SpoolStuck: the disk takes no more, or others took too long; nothing was stored.
+            SpoolBusy: others took too long; nothing was stored.
+            SpoolStuck: the disk takes no more; nothing was stored.
         """
         size = len(key) + len(value) + OVERHEAD_BYTES
-        if not self._lock.acquire(timeout=timeout_s):
-            raise SpoolStuck(f"spool: the disk of {self.path} is slow")
+        self._acquire(timeout_s)
         try:
             if self._bytes + size > self.max_bytes:
                 raise SpoolFull(f"spool_max_bytes: {self.path} is full ({self.max_bytes} bytes); is the broker reachable?")
@@ -146,13 +150,21 @@ class Spool:
         finally:
             self._lock.release()
 
-    def remove(self, numbers: Iterable[int]) -> None:
+    def _acquire(self, timeout_s: float) -> None:
+        if not self._lock.acquire(timeout=timeout_s):
+            raise SpoolBusy(f"spool: the disk of {self.path} is slow")
+
+    def remove(self, numbers: Iterable[int], *, timeout_s: float = -1) -> None:
         """Forget events, because the broker has them or never will take them; numbers not stored are ignored.
 
+        Args:
+            timeout_s: longest wait for others who use the spool; -1 = for ever.
+
         Raises:
-            SpoolStuck: the disk takes nothing; all of them are still stored.
+            SpoolStuck: the disk takes nothing, or others took too long; all of them are still stored.
         """
-        with self._lock:
+        self._acquire(timeout_s)
+        try:
             known = [number for number in numbers if number in self._sizes]
             if not known:
                 return
@@ -170,6 +182,8 @@ class Spool:
                 size = self._sizes.pop(number)
                 self._bytes -= size
                 self._logged += size
+        finally:
+            self._lock.release()
 
     def _roll_back(self) -> None:
         """End a removal that failed halfway: within it, what `put` stores would not be there yet."""
@@ -209,7 +223,17 @@ class Spool:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def close(self) -> None:
-        """Let go of the file; a second call does nothing."""
-        with self._lock:
+    def close(self, *, timeout_s: float = -1) -> None:
+        """Let go of the file; a second call does nothing.
+
+        Args:
+            timeout_s: longest wait for others who use the spool; -1 = for ever.
+
+        Raises:
+            SpoolBusy: they took too long; the file is still held.
+        """
+        self._acquire(timeout_s)
+        try:
             self._db.close()
+        finally:
+            self._lock.release()

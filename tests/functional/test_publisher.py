@@ -24,7 +24,8 @@ from streams.broker import EmbeddedBroker
 from streams.codec import InvalidEvent, decode
 from streams.errors import ConfigError, PulsefoldError, TopicProblem
 from streams.keys import encode_key, partition_for, record_key
-from streams.publisher import DeliveryReport, Dropped, Publisher, SyncPublisher, new_id
+from streams.publisher import DeliveryReport, Dropped, Publisher, SyncPublisher, Unspooled, new_id
+from streams.spool import Spool
 
 from .conftest import PARTITIONS, PREFIX
 
@@ -412,6 +413,89 @@ async def _full_queue() -> float:
 
 def test_a_full_queue_raises_from_the_async_publisher_and_never_blocks_the_loop() -> None:
     assert asyncio.run(_full_queue()) < 1
+
+
+@pytest.mark.parametrize("held", ["_lock", "_order"])
+def test_a_slow_spool_never_blocks_the_loop_of_the_async_publisher(embedded: EmbeddedBroker, on_topics: OnTopics, tmp_path: Path, held: str) -> None:
+    async def slow() -> tuple[float, float, DeliveryReport]:
+        publisher = Publisher(embedded.bootstrap, spool=tmp_path / "spool", max_block_ms=600)
+        await publisher.publish(metric(), id="first")
+        lock = getattr(publisher._sync._spool if held == "_lock" else publisher._sync, held)
+        letting_go, has = threading.Event(), threading.Event()
+
+        def disk() -> None:
+            with lock:  # as whoever waits for the disk has it
+                has.set()
+                letting_go.wait(30)
+
+        thread = threading.Thread(target=disk)
+        thread.start()
+        has.wait()
+        laps: list[float] = []
+
+        async def heartbeat() -> None:
+            while True:
+                begun = time.perf_counter()
+                await asyncio.sleep(0.001)
+                laps.append(time.perf_counter() - begun)
+
+        beating = asyncio.create_task(heartbeat())
+        begun = time.perf_counter()
+        with pytest.warns(Unspooled, match="slow"):
+            await asyncio.gather(*(publisher.send(metric(), id=f"past-{n}") for n in range(20)))
+        took = time.perf_counter() - begun
+        sooner = asyncio.create_task(publisher.send(metric(), id="within"))
+        await asyncio.sleep(0.05)
+        letting_go.set()
+        await sooner
+        thread.join()
+        beating.cancel()
+        return max(laps), took, await publisher.close(20)
+
+    longest, took, report = asyncio.run(slow())
+    assert longest < 0.4 < 0.6 <= took, "the loop stood still while the spool was waited for"
+    assert (report.unspooled, report.delivered, report.dropped, report.spooled) == (20, 22, 0, 0)
+    assert sorted(ids(on_topics())) == sorted(["first", "within", *(f"past-{n}" for n in range(20))])
+
+
+@pytest.mark.parametrize("held", ["_lock", "_order"])
+def test_flush_and_close_keep_to_their_timeout_while_the_spools_disk_is_slow(embedded: EmbeddedBroker, tmp_path: Path, held: str) -> None:
+    publisher = SyncPublisher(embedded.bootstrap, spool=tmp_path / "spool")
+    publisher._settle_at = time.monotonic() + 3600  # nothing leaves the spool by itself
+    publisher.publish(metric(), id="e1")
+    until(lambda: publisher.report().delivered == 1)
+    letting_go, has = threading.Event(), threading.Event()
+
+    def disk() -> None:
+        with getattr(publisher._spool if held == "_lock" else publisher, held):
+            has.set()
+            letting_go.wait(60)
+
+    thread = threading.Thread(target=disk)
+    thread.start()
+    has.wait()
+    begun = time.monotonic()
+    assert publisher.flush(0.5) == 0  # it is acknowledged, and only not taken out yet
+    assert time.monotonic() - begun < 3
+    begun = time.monotonic()
+    if held == "_lock":
+        with pytest.warns(Unspooled, match="not closed in time"):
+            report = publisher.close(0.5)
+    else:
+        report = publisher.close(0.5)
+    assert time.monotonic() - begun < 6
+    assert (report.delivered, report.spooled) == (1, 1)
+    letting_go.set()
+    thread.join()
+    until(lambda: freed(tmp_path / "spool"))  # whoever had it lets go in the end
+
+
+def freed(path: Path) -> bool:
+    try:
+        Spool(path).close()
+    except ConfigError:
+        return False
+    return True
 
 
 def test_publishing_costs_a_training_step_little(embedded: EmbeddedBroker) -> None:
