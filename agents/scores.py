@@ -7,6 +7,7 @@ topic says of subjects that are no more ends with tombstones.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,6 +28,8 @@ from tables.rows import Row, unescape
 from .core import Shard
 
 INTERVAL_S = 5.0
+MOST_PAUSE_S = 60.0
+"""Longest pause before ending what was cleared is tried again."""
 
 
 class Scores(Service):  # type: ignore[misc]  # mode is untyped here
@@ -49,6 +52,8 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         self.n_ended = 0
         self.cleared: dict[tuple[str, str, int], int] = {}
         self.homes: frozenset[tuple[str, int]] = frozenset()
+        self.pause_s = 0.0
+        self.again_at = 0.0
         self.use(scored)
         engine.on_changed.append(self.changed)
 
@@ -72,11 +77,22 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
                 due, self.due[one.kind] = self.due[one.kind], set()
                 if self.engine.ready and self.engine.publishes:
                     await self.engine.insist(partial(self._publish, one, sorted(due)), f"{self.topic}: scores could not be written")
-            if self.engine.ready and self.engine.publishes and self.scored:
-                try:
-                    await self._forget()
-                except (TimeoutError, KafkaError) as exc:
-                    self.log.warning("scores of what was cleared cannot be ended at the moment: %r", exc)
+            if self.engine.ready and self.engine.publishes and self.scored and time.monotonic() >= self.again_at:
+                await self._try_to_forget()
+
+    async def _try_to_forget(self) -> None:
+        """Without a broker less and less often, for each time takes a consumer, and told once."""
+        try:
+            await self._forget()
+        except (TimeoutError, KafkaError) as exc:
+            if not self.pause_s:
+                self.log.warning("scores of what was cleared cannot be ended at the moment, it is tried again: %r", exc)
+            self.pause_s = min(MOST_PAUSE_S, max(INTERVAL_S, 2 * self.pause_s))
+            self.again_at = time.monotonic() + self.pause_s
+        else:
+            if self.pause_s:
+                self.log.warning("scores of what was cleared are ended")
+            self.pause_s = 0.0
 
     async def _forget(self) -> None:
         """End what the topic says of subjects of cleared tenants, where there is no row of them any more.
@@ -122,8 +138,8 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             **engine.config.security,
         )
         live: dict[bytes, None] = {}
-        await consumer.start()
         try:
+            await consumer.start()
             await consumer._client.add_topic(self.topic)
             places = [TopicPartition(self.topic, n) for n in consumer.partitions_for_topic(self.topic) or ()]
             if not places:
