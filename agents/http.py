@@ -264,6 +264,7 @@ class Routes:
         moment = past_of(request, view)
         kind = wanted(request.headers.get("Accept"), ("csv",) if isinstance(view, View) and view.table else ())
         params = convert(request, view.params, found, ignored=PAST if moment is not None else ())
+        self.check_served()
         if moment is not None and not isinstance(view, RawView) and caller.tenant != "*":
             with counted(self.raw_asked, caller.tenant, MOST_RAW_OF_ONE, MANY_RAW):
                 return await past_answer(self.archive, view, caller.tenant, params, moment, HEADERS, problem, kind)
@@ -275,10 +276,8 @@ class Routes:
                 raise Denied(403, "X-Tenant: * needs the scope admin")
             if moment is not None:
                 raise BadParameter("as_of", "sums over tenants are told of the present")
-            self.check_served()
             body = summed(view, params, tenants_of(self.engine), self.reader)
         else:
-            self.check_served()
             body = view.answer(self.reader(caller.tenant), params)
         if kind == "csv":  # which has no room to say that it may not be whole
             return table_answer(body, HEADERS) if self.engine.ready else problem(503, "the tables are still being restored; ask again when /readyz says 200")
@@ -289,7 +288,8 @@ class Routes:
     def check_served(self) -> None:
         """
         Raises:
-            Denied: 503 where the tables that serve can only be read by the workers whose code made them.
+            Denied: 503 where the tables that serve can only be read by the workers whose code made them. The archive's rows and the past are for them too:
+                what is told of either is made with the tables, and by the code that serves.
         """
         rebuild = self.engine.rebuild
         if rebuild is not None and rebuild.beside:

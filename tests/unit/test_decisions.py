@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from streams.errors import ConfigError
 from tables.partition import HEAD, Partition
 from tables.reader import PartitionReader
 from tables.rows import wire_key
+from tests.service import Service
 
 from .test_upgrades import NEW, OLD, World, alone, dumped, log_of, made
 
@@ -244,3 +246,19 @@ def test_an_alert_that_the_former_rows_told_of_records_that_were_not_committed_s
         engine.board.read(out.key, out.value, (0, 200 + n))
     assert {name.encode(): entry.message["data"]["severity"] for name, entry in engine.board.entries.items() if entry.open} == standing
     assert [out.offset for out in outputs if out.topic != "alerts"] == [out.offset for out in mine if out.topic != "alerts" and out.offset >= 2]
+
+
+def test_a_worker_beside_others_answers_nothing_of_events_until_the_swap_neither_views_nor_the_archive_nor_the_past(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    event = {"id": "m", "type": "metric.recorded.v1", "tenant": "default", "time": "2026-03-02T00:00:00Z", "data": {"value": 1, "model": "a"}}
+    service.send([event], timestamp=1_772_409_600_000)
+    service.settle()
+    paths = ["/metrics/summary", "/metrics?models=a", "/metrics/m", "/sql?query=SELECT+1", "/metrics/summary?as_of=2026-03-03T00:00:00Z"]
+    assert [service.ask("/api/v1" + path).status for path in paths] == [200] * 5
+    engine = service.engine
+    engine.rebuild = Rebuild(engine, engine.schema, engine.partitions, engine.core, "former", written(**OLD)[1], beside=True)
+    told = [service.ask("/api/v1" + path) for path in paths]
+    assert [one.status for one in told] == [503] * 5
+    assert all("former version" in one.json()["detail"] and "Retry-After" in one.headers for one in told)
+    engine.rebuild.beside = False
+    assert [service.ask("/api/v1" + path).status for path in paths] == [200] * 5
