@@ -2,13 +2,16 @@
 
 A place is one of four: *live* (the last record of a key that a compacted topic has, or a row of the archive: what workers and queries read), *name* (live,
 but the tenant's name alone, in the bookkeeping that a clearing needs), *waiting* (replaced or ended, and still on the log until the broker compacts it)
-and *log* (a topic that keeps what came until its retention takes it). Only what is live makes the exit code 1. Nothing is written anywhere.
+and *log* (a topic that keeps what came until its retention takes it). What is live makes the exit code 1, and so does a file in the archive's folder that
+cannot be read, for nobody can tell what it holds. Nothing is written anywhere.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +31,9 @@ from .archivist import folder_of
 from .past_log import Log
 
 NAME_ONLY = (WATERMARK.name, CLEARED.name)
+TRIES = 5
+"""Looks at an archive whose files are being written again."""
+_word = re.compile(r"[a-z0-9_.-]+")
 
 
 class _Owner(msgspec.Struct):
@@ -46,6 +52,7 @@ class Found:
     Attributes:
         place: full name of a topic, or the archive's folder.
         live, name, waiting, log: records or rows of each sort.
+        unread: files that cannot be read, such as broken ones that were put aside.
     """
 
     place: str
@@ -53,6 +60,7 @@ class Found:
     name: int = 0
     waiting: int = 0
     log: int = 0
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,31 +138,75 @@ def in_topic(log: Log, full: str, name: str, partitions: int, sought: Sought, *,
 
 
 def in_archive(folder: Path, sought: Sought) -> Found:
-    """What the archive's files hold: rows of the tenant, and rows that hold a text in any column."""
-    found = Found(str(folder))
+    """What the archive's files hold: rows of the tenant, and rows that hold a text in any column.
+
+    Raises:
+        PulsefoldError: a file of the archive cannot be read, or files are written again all the time.
+    """
     database = duckdb.connect(":memory:")
     try:
-        for file in sorted(folder.glob("*")):
-            named = NAME.fullmatch(file.name)
-            if named is None or named[5]:
-                content = file.read_bytes() if file.is_file() else b""
-                found.live += any(text in content for text in (sought.tenant.encode(), *sought.texts))
-                continue
-            row = "concat_ws(chr(10), *COLUMNS(* EXCLUDE tags), array_to_string(tags, chr(10)))"  # of a row as one text, quotes would be escaped
-            where = " OR ".join(["tenant = $tenant", *(f"contains({row}, $text{n})" for n in range(len(sought.texts)))])
-            params = {"path": str(file), "tenant": sought.tenant, **{f"text{n}": text.decode("utf-8", "replace") for n, text in enumerate(sought.texts)}}
+        for _ in range(TRIES):
             try:
-                found.live += database.execute(f"SELECT count(*) FROM read_parquet($path) AS files WHERE {where}", params).fetchall()[0][0]  # noqa: S608 - bound
-                asked = "SELECT decode(value) FROM parquet_kv_metadata($path) WHERE decode(key) = 'pulsefold'"
-                notes = "".join(note for (note,) in database.execute(asked, {"path": str(file)}).fetchall())
-            except duckdb.Error as bad:
-                if not file.exists():
-                    continue  # written again meanwhile, under another name
-                raise PulsefoldError(f"{file} cannot be read: {str(bad).splitlines()[0]}") from None
-            found.name += f'"{sought.tenant}"' in notes
+                return _in_files(database, folder, sought)
+            except FileNotFoundError:
+                time.sleep(0.2)  # it is there under another name by now: everything is looked at again
     finally:
         database.close()
+    raise PulsefoldError(f"the files in {folder} are written again all the time; try again later")
+
+
+def _in_files(database: duckdb.DuckDBPyConnection, folder: Path, sought: Sought) -> Found:
+    """
+    Raises:
+        FileNotFoundError: one has gone meanwhile.
+    """
+    found = Found(str(folder))
+    for file in sorted(path for path in folder.glob("*") if path.is_file()):
+        named = NAME.fullmatch(file.name)
+        try:
+            n, noted = _in_rows(database, file, sought)
+        except duckdb.Error as bad:
+            content = file.read_bytes()
+            if named is not None and not named[5]:
+                raise PulsefoldError(f"{file} cannot be read: {str(bad).splitlines()[0]}") from None
+            n, noted = 0, False
+            try:
+                n = in_text(content.decode(), sought)
+            except ValueError:
+                found.unread += 1
+        found.live += n
+        found.name += noted
     return found
+
+
+def _in_rows(database: duckdb.DuckDBPyConnection, file: Path, sought: Sought) -> tuple[int, bool]:
+    """Rows of the tenant or with a text, and whether the notes of what was cleared have its name, in a file of the archive's columns."""
+    row = "concat_ws(chr(10), *COLUMNS(* EXCLUDE tags), array_to_string(tags, chr(10)))"  # of a row as one text, quotes would be escaped
+    where = " OR ".join(["tenant = $tenant", *(f"contains({row}, $text{n})" for n in range(len(sought.texts)))])
+    params = {"path": str(file), "tenant": sought.tenant, **{f"text{n}": text.decode("utf-8", "replace") for n, text in enumerate(sought.texts)}}
+    n = database.execute(f"SELECT count(*) FROM read_parquet($path) AS files WHERE {where}", params).fetchall()[0][0]  # noqa: S608 - bound
+    asked = "SELECT decode(value) FROM parquet_kv_metadata($path) WHERE decode(key) = 'pulsefold'"
+    notes = "".join(note for (note,) in database.execute(asked, {"path": str(file)}).fetchall())
+    return n, f'"{sought.tenant}"' in notes
+
+
+def in_text(content: str, sought: Sought) -> bool:
+    """Whether a file of plain text names the tenant, or holds a text; a longer name that begins or ends like the tenant's is another one.
+
+    Raises:
+        ValueError: it is no plain text.
+
+    Example:
+        >>> [in_text(text, Sought("acme")) for text in ('{"tenant":"acme"}', "It was acme.", "acme2 x-acme acme.eu")]
+        [True, True, False]
+    """
+    if not all(one.isprintable() or one.isspace() for one in content):
+        raise ValueError("no plain text")
+    if any(text.decode("utf-8", "replace") in content for text in sought.texts):
+        return True
+    if "\\" in content:  # what is escaped may touch the name
+        return sought.tenant in content
+    return any(word == sought.tenant or word.strip("_.-") == sought.tenant.strip("_.-") for word in _word.findall(content))
 
 
 def look(settings: Any, sought: Sought) -> list[Found]:
@@ -184,11 +236,13 @@ def told(found: Sequence[Found], tenant: str) -> str:
     n_live, n_rest = sum(one.live for one in found), sum(one.waiting + one.log for one in found)
     verdict = f"{n_live} records and rows of {tenant} are live" if n_live else f"nothing of {tenant} is live but its name in what notes the clearing"
     rest = f"; {n_rest} wait for compaction or retention (docs/guarantees.md, Erasure)" if n_rest else ""
-    return "\n".join([*lines, verdict + rest])
+    n_unread = sum(one.unread for one in found)
+    unread = f"; {n_unread} files in the archive's folder cannot be read, so they may hold anything: remove them (*.broken ones were made again)"
+    return "\n".join([*lines, verdict + rest + (unread if n_unread else "")])
 
 
 def scan(flags: dict[str, Any]) -> int:
-    """The command: 0 where nothing is live, 1 where something is."""
+    """The command: 0 where nothing is live, 1 where something is or may be."""
     from .app import load_settings
 
     tenant, texts, as_json = flags.pop("tenant", None), flags.pop("text", ""), flags.pop("json", None) is not None
@@ -199,4 +253,4 @@ def scan(flags: dict[str, Any]) -> int:
     if not any(one.place == str(settings.get("archive_dir")) for one in found) and len(found) == len(list(topics(settings))):
         print("pulsefold: no archive is on this machine; name its folder with --archive-dir", file=sys.stderr)
     print(json.dumps([asdict(one) for one in found]) if as_json else told(found, str(tenant)))
-    return 1 if any(one.live for one in found) else 0
+    return 1 if any(one.live or one.unread for one in found) else 0

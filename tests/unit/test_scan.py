@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event, Thread
 
 import duckdb
 
 from agents.archive_rows import COLUMNS
 from agents.past_log import Logged
 from agents.scan import Found, Sought, in_archive, told
+from streams.errors import PulsefoldError
 from tables.rows import wire_key
 
 
@@ -48,3 +50,61 @@ def test_a_text_with_quotes_and_backslashes_is_found_in_every_column_of_the_arch
         duckdb.sql(f"SELECT {row}", params={"text": f"a {text} b"}).write_parquet(str(tmp_path / f"costs-0-{n}-{n}.parquet"))
     assert in_archive(tmp_path, Sought("nobody", (text.encode(),))).live == 3
     assert in_archive(tmp_path, Sought("nobody", (b"O'Brian",))).live == 0
+
+
+def archived(file: Path, tenant: str) -> None:
+    row = ", ".join(f'{made} AS "{column}"' for column, made in ({name: f"NULL::{kind}" for name, kind, _ in COLUMNS} | {"tenant": f"'{tenant}'"}).items())
+    duckdb.sql(f"SELECT {row}").write_parquet(str(file), compression="zstd")
+
+
+def test_other_files_in_the_archives_folder_are_read_as_what_they_are_and_a_name_that_only_begins_alike_is_none(tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text('{"topic_prefix": "acme2-x.", "by": "x-acme", "of": ["acme.eu", "acme_1"]}')
+    archived(tmp_path / ".costs-0-0-9.parquet.77.tmp", "acme2")
+    archived(tmp_path / "costs-0-0-9.parquet.broken", "acme2")
+    assert in_archive(tmp_path, Sought("acme")) == Found(str(tmp_path))
+    assert in_archive(tmp_path, Sought("acme2")).live == 2 and in_archive(tmp_path, Sought("acme_1")).live == 1
+    assert in_archive(tmp_path, Sought("nobody", (b"cme.e",))).live == 1
+    archived(tmp_path / "costs-0-0-9.parquet.broken", "acme")
+    assert in_archive(tmp_path, Sought("acme")).live == 1
+
+
+def test_a_file_that_cannot_be_read_is_never_taken_for_clean(tmp_path: Path) -> None:
+    archived(tmp_path / "whole", "acme")
+    whole = (tmp_path / "whole").read_bytes()
+    (tmp_path / "whole").unlink()
+    for n, content in enumerate((whole[:-9], whole[: len(whole) // 2], b"\0" * 9)):
+        (tmp_path / f"costs-0-{n}-{n}.parquet.broken").write_bytes(content)
+    (tmp_path / "notes").write_text('"a\\nacme"')
+    found = in_archive(tmp_path, Sought("acme"))
+    assert (found.unread, found.live) == (3, 1) and "3 files in the archive's folder cannot be read" in told([found], "acme")
+    assert in_archive(tmp_path, Sought("other")).unread == 3
+
+
+def test_files_that_are_written_again_meanwhile_are_looked_at_again(tmp_path: Path) -> None:
+    def write(last: int, tenant: str) -> Path:
+        file = tmp_path / f"costs-0-0-{last}.parquet"
+        archived(tmp_path / "aside", tenant)
+        return (tmp_path / "aside").rename(file)
+
+    file, stop = write(0, "acme"), Event()
+
+    def again() -> None:
+        nonlocal file
+        last = 0
+        while not stop.wait(0.001):
+            last += 1
+            newer = write(last, "acme")
+            file.unlink()
+            file = newer
+
+    writing = Thread(target=again)
+    writing.start()
+    try:
+        for _ in range(20):
+            try:
+                assert in_archive(tmp_path, Sought("acme")).live >= 1
+            except PulsefoldError as busy:
+                assert "try again" in str(busy)
+    finally:
+        stop.set()
+        writing.join()
