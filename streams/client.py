@@ -94,6 +94,7 @@ class Answer(dict[str, Any]):
                 return list(value)
         named = {name: value for name, value in self.items() if name not in BESIDE}
         if named and all(isinstance(value, dict) for value in named.values()):
+            named |= named.pop("named", {})
             return [{"id": name, **value} for name, value in named.items()]
         return [dict(self)]
 
@@ -186,7 +187,11 @@ class Views(Generic[R]):
         sort: Literal["trust", "effective_n", "last_update", "id"] | None = None, order: Literal["asc", "desc"] | None = None,
         limit: int | None = None, cursor: str | None = None,
     ) -> R:  # fmt: skip
-        """Trust of many keys; those asked for and not known come with ``known: false``."""
+        """Trust of many keys; those asked for and not known come with ``known: false``.
+
+        With `ids` the answer has each under its id; those called ``as_of``, ``lag``, ``ready``, ``cursor`` or ``named``, as answers' own members are, in its
+        member ``named``.
+        """
         return self.get("/trust", kind=kind, id=[ids] if isinstance(ids, str) else ids, z=z, at=at, sort=sort, order=order, limit=limit, cursor=cursor)
 
     def trust_history(self, kind: str, id: str, *, limit: int | None = None) -> R:

@@ -31,6 +31,8 @@ FORMAT = "pulsefold.trust.v1"
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Kind = Annotated[str, msgspec.Meta(pattern="^[a-z_]{1,32}$")]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+BESIDE = ("as_of", "lag", "ready", "cursor", "named")
+"""Names of members that answers have beside what was asked for."""
 
 
 class KeyParams(msgspec.Struct, frozen=True):
@@ -43,7 +45,10 @@ class KeyParams(msgspec.Struct, frozen=True):
 
 
 class ListParams(msgspec.Struct, frozen=True):
-    """``/trust``: `ids` are comma-separated, `id` is repeated and taken as it is."""
+    """``/trust``: `ids` are comma-separated, `id` is repeated and taken as it is.
+
+    The answer has each under its id; those that are called as answers' own members are (`BESIDE`) have their place under theirs in the member `named`.
+    """
 
     kind: Kind | None = None
     ids: list[str] | None = None
@@ -188,7 +193,9 @@ class TrustViews:
         states = [self.state(reader, kind, id) for id in asked]
         reader.rows(self.fold.rows, (kind, ""))  # no id asked: the topic is named all the same
         at_us, as_of = moment_of(reader, params.at), rfc3339_or_none(reader.as_of())
-        return {id: {**self.render(kind, id, state, at_us, params.z), "as_of": as_of} for id, state in zip(asked, states, strict=True)}
+        found: dict[str, Any] = {id: {**self.render(kind, id, state, at_us, params.z), "as_of": as_of} for id, state in zip(asked, states, strict=True)}
+        named = {id: found.pop(id) for id in BESIDE if id in found}
+        return {**found, "named": named} if named else found
 
     def listed(self, reader: Reader, params: ListParams) -> dict[str, Any]:
         """``/trust`` without ids."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.client import Answer
 from streams.keys import derived_id, encode_key
 from tables.partition import Partition
 from tables.times import DAY_US, HOUR_US, rfc3339
 from tables.trust import Trust
 from tests.harness import Log
+from tests.service import Service
 
 from .test_trust import HALF, START_US, Story, all_rows, configured, mixed, rows
 
@@ -32,6 +35,23 @@ def test_each_kind_has_its_own_bound_and_what_is_known_goes_on() -> None:
     assert [e["id"] for e in log.get("/trust", kind="rule")["entries"]] == ["a", "b"]
     assert log.get("/trust/judge/a")["alpha"] == 3.0
     assert log.topics["judgments"][0].counters().overflow == 4
+
+
+def test_keys_that_are_called_like_members_of_the_answer_hide_none_and_are_hidden_by_none(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    names = ["lag", "as_of", "named", "a", "ready", "cursor"]
+    for n, name in enumerate(names):
+        event = {"id": f"e{n}", "type": "trust.observed.v1", "tenant": "default", "time": "2026-03-02T00:00:00Z"}
+        service.send([{**event, "data": {"kind": "model", "id": name, "success": True, "weight": n + 1}}])
+    service.settle()
+    body = service.ask(f"/api/v1/trust?kind=model&ids={','.join(names)}").json()
+    assert sorted(body) == ["a", "lag", "named", "ready"] and (body["lag"], body["ready"]) == (0, True)
+    assert {name: one["alpha"] for name, one in {**body["named"], "a": body["a"]}.items()} == {name: n + 2.0 for n, name in enumerate(names)}
+    assert {row["id"]: row["alpha"] for row in Answer(body).rows} == {name: n + 2.0 for n, name in enumerate(names)}
+    assert [row["id"] for row in Answer(service.ask("/api/v1/trust?kind=model&ids=lag").json()).rows] == ["lag"]
+    service.engine.ready = False
+    assert service.ask("/api/v1/trust?kind=model&ids=ready,b").json()["ready"] is False
+    assert "named" not in service.ask("/api/v1/trust?kind=model&ids=a,b").json()
 
 
 def test_a_removed_key_keeps_its_place() -> None:
