@@ -362,6 +362,7 @@ class Keeper:
         return {
             "dir": str(self.folder.path),
             "days": self.days[""],
+            "days_of": {tenant: days for tenant, days in sorted(self.days.items()) if tenant},
             "error": self.error,
             "broken_files": list(self.folder.broken),
             **total(pieces),

@@ -310,6 +310,8 @@ class Routes:
         caller = self.caller(request, sums=True)
         convert(request, NoParams, {})
         archive = self.archive.status()
+        if caller.tenant != "*" and "days" in archive:  # who else has days of its own is not for a tenant's eyes
+            archive["days"] = archive.pop("days_of").get(caller.tenant, archive["days"])
         if caller.operator:
             found = {"tenant": caller.tenant, **status(self.engine, self.settings), **self.judged_by(), "archive": archive}
             if caller.tenant == "*":
@@ -321,7 +323,7 @@ class Routes:
             {
                 **tenant_status(self.engine, caller.tenant),
                 **self.judged_by(),
-                "archive": {name: archive[name] for name in ("enabled", "ready") if name in archive},
+                "archive": {name: archive[name] for name in ("enabled", "ready", "days") if name in archive},
             }
         )
 

@@ -64,7 +64,7 @@ class KeptArchive:
 
     def status(self) -> dict[str, Any]:
         """For /status."""
-        return {"enabled": True, "ready": True}
+        return {"enabled": True, "ready": True, **self.feed.keeper.state({})}
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Service(Log):
         self.engine.prepare(dict.fromkeys(SOURCE_TOPICS, partitions), {})
         self.schema, self.topics = found, dict(self.engine.partitions)
         self.engine.ready = True
-        self.feed = Feed(path, partitions)
+        self.feed = Feed(path, partitions, days=self.settings.get("archive_days"))
         self.archive = KeptArchive(self.feed, self.settings)
         self.tokens = Tokens(allowed or {})
         pages = {at: (kind, (STATIC / name).read_bytes()) for at, (kind, name) in PAGES.items()}

@@ -763,3 +763,15 @@ def test_a_callers_certificate_with_an_encrypted_key_is_refused_without_a_questi
     monkeypatch.setenv("PULSEFOLD_CLIENT_CERT", str(tmp_path / "whole.pem"))
     with pytest.raises(ConfigError, match="the key is encrypted"):
         own_certificate()
+
+
+def test_the_status_tells_each_tenant_its_own_days_of_the_archive_and_only_an_operator_of_all_those_of_others(tmp_path: Path) -> None:
+    service = Service(tmp_path, allowed=TOKENS, archive_days='{"": 90, "a": 40, "elsewhere": 3000}')
+
+    def days(token: str, tenant: str) -> tuple[float, object]:
+        archive = service.ask("/api/v1/status", {"Authorization": f"Bearer {token}", "X-Tenant": tenant}).json()["archive"]
+        return archive["days"], archive.get("days_of")
+
+    assert days("token-of-a", "a") == (40, None) and days("token-of-b", "b") == (90, None)
+    assert days("token-of-root", "a") == (40, None) and days("token-of-root", "b") == (90, None)
+    assert days("token-of-root", "*") == (90, {"a": 40, "elsewhere": 3000})
