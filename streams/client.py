@@ -42,14 +42,16 @@ class NotAnswered(PulsefoldError):
 
     Attributes:
         status: HTTP status; 0 where nobody answers.
+        detail: the worker's own sentence.
         parameter: the one to blame, if one is.
     """
 
-    def __init__(self, text: str, status: int, parameter: str | None = None, body: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, text: str, status: int, parameter: str | None = None, body: Mapping[str, Any] | None = None, detail: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.parameter = parameter
         self.body = dict(body or {})
+        self.detail = detail
 
 
 class NotKnown(NotAnswered):
@@ -450,7 +452,11 @@ class Client(Views[Answer]):
     ) -> None:
         self.url = (url or os.environ.get("PULSEFOLD_URL") or "http://127.0.0.1:6066").rstrip("/")
         parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # the port is none
+            usable = False
+        if not usable:
             raise ConfigError("url", f"expected http://HOST:PORT, got {self.url!r}")
         self._parts = parts
         self.token = token if token is not None else os.environ.get("PULSEFOLD_TOKEN")
@@ -494,6 +500,10 @@ class Client(Views[Answer]):
             accept: such as ``text/csv``, ``application/vnd.apache.parquet``.
         """
         return self._request("GET", self._target(path, params), {"Accept": accept}, None)
+
+    def of(self, target: str) -> bytes:
+        """What a worker answers at a path with its query, both percent-encoded, as they stand after the client's URL."""
+        return self._request("GET", self._parts.path + target, {"Accept": JSON}, None)[0]
 
     def post_events(self, events: Iterable[Mapping[str, Any]]) -> Answer:
         """Publish CloudEvents over HTTP; answered after the broker has acknowledged; their ids make it safe to send them again."""
@@ -595,7 +605,7 @@ def _error(target: str, status: int, reason: str, raw: bytes) -> NotAnswered:
     except (ValueError, AttributeError):
         body, detail = {}, reason
     kind = NotKnown if status == 404 else NotAnswered
-    return kind(f"{target.partition('?')[0]}: {status} {detail}", status, body.get("parameter"), body)
+    return kind(f"{target.partition('?')[0]}: {status} {detail}", status, body.get("parameter"), body, detail)
 
 
 class AsyncClient(Views[Awaitable[Answer]]):

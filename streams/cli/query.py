@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable
 from datetime import date, datetime
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..client import own_certificate
-from ..errors import BrokerUnavailable, ConfigError, PulsefoldError
+from ..client import Client, NotAnswered
+from ..errors import ConfigError, PulsefoldError
 from .options import AsCsv, AsJson, Config, Tenant, Token, Url, settings_of
 from .output import rows_of, show, write_csv
 
@@ -87,24 +84,17 @@ def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | Non
     Raises:
         PulsefoldError: nobody answers, or the answer is an error (its detail).
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise ConfigError("url", f"expected http://HOST:PORT, got {url!r}")
     path = urllib.parse.quote(path if path.startswith("/") else "/" + path, safe="/%:|,?=&~")
-    full = url.rstrip("/") + ("" if path.startswith(OUTSIDE) else "/api/v1") + path
     asked = urllib.parse.urlencode(list(params))
-    if asked:
-        full += ("&" if "?" in full else "?") + asked
-    headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **({"X-Tenant": tenant} if tenant else {})}
+    target = ("" if path.startswith(OUTSIDE) else "/api/v1") + path + (("&" if "?" in path else "?") + asked if asked else "")
     try:
-        with urllib.request.urlopen(urllib.request.Request(full, headers=headers), timeout=timeout_s, context=own_certificate()) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as exc:
-        try:
-            detail = str(json.load(exc).get("detail", exc.reason))
-        except (ValueError, AttributeError):
-            detail = exc.reason
-        raise PulsefoldError(f"{path}: {exc.code} {detail}") from None
-    except (OSError, http.client.HTTPException) as exc:
-        raise BrokerUnavailable(f"url: no worker answers at {url} ({getattr(exc, 'reason', exc)})") from None
+        with Client(url, token=token or "", tenant=tenant, timeout_s=timeout_s) as client:
+            raw = client.of(target)
+    except NotAnswered as failed:
+        if failed.status:
+            raise PulsefoldError(f"{path}: {failed.status} {failed.detail}") from None
+        raise
+    try:
+        return json.loads(raw)
     except ValueError as exc:
-        raise PulsefoldError(f"url: what {full} answers cannot be read as JSON ({exc})") from None
+        raise PulsefoldError(f"url: what {url.rstrip('/')}{target} answers cannot be read as JSON ({exc})") from None
