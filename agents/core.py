@@ -520,6 +520,8 @@ class Core:
                     self._resurrected(shard, index, row)
                     continue
                 changed.append((index, row))
+                if partition.watched:
+                    partition.mark(index, (row,))
                 if table is CLEARED:
                     self._cleared(shard, row)
                 if shard.ready:
@@ -533,6 +535,8 @@ class Core:
             row.logged = version
             if version >= row.applied:
                 partition.dirty[index].discard(row)
+                if partition.watched:
+                    partition.mark(index, (row,))
                 if version > row.applied:
                     row.applied = version
                     row.state = value[12:]
@@ -604,7 +608,9 @@ class Core:
             self._stale(shard, index, grave)
             return False
         del partition.graves[(index, grave.tenant, grave.key)]
-        partition.space(partition.schema.tables[index], grave.tenant)[grave.key] = Row(grave.tenant, grave.key, version, version, value[HEAD.size :])
+        row = Row(grave.tenant, grave.key, version, version, value[HEAD.size :])
+        partition.space(partition.schema.tables[index], grave.tenant)[grave.key] = row
+        partition.mark(index, (row,))
         return True
 
     def _tombstone(self, shard: Shard, index: int, tenant: str, key: tuple[str, ...]) -> None:

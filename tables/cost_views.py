@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from .cost_rates import WINDOWS, RateRows
 from .fold import BadParameter, NotFound, Reader, View
 from .ledgers import SLOTS, CostTables, Ledger, Month, Sums, day_name, month_name, month_of, month_start, slot
 from .money import MAX_USD, MICRO, micro_usd, usd
+from .orders import Key, Order, Place, states_of
 from .times import DAY_US, rfc3339, rfc3339_or_none, to_us
 
 Scope = Annotated[str, msgspec.Meta(pattern=r"^(tenant|(model|run|agent|tag):[\s\S]{1,256})$")]
@@ -85,6 +87,7 @@ class _Views:
     def __init__(self, kept: CostTables, rates: RateRows) -> None:
         self.kept = kept
         self.rates = rates
+        self.ledgers = states_of(kept.ledgers)
 
     # ---- /costs
 
@@ -131,9 +134,7 @@ class _Views:
         found: dict[str, int] = {}
         prefix = f"{asked.by}:"
         if since is None and until is None:
-            for key, ledgers in reader.scan(self.kept.ledgers):
-                if key[0].startswith(prefix) and any(ledger.events or ledger.refunds for ledger in ledgers):
-                    found[key[0][len(prefix) :]] = sum(ledger.micro for ledger in ledgers)
+            return dict(reader.lists(self.ledgers, {prefix: lambda: Order(partial(_spent, prefix))})[prefix])
         else:
             for key, months in reader.scan(self.kept.months):
                 if key[0].startswith(prefix):
@@ -340,6 +341,13 @@ class _Views:
             return since
         horizon = self.kept.horizon(scope, today)
         return horizon if since is None else max(since, horizon)
+
+
+def _spent(prefix: str, reader: Reader, key: Key, ledgers: list[Ledger]) -> Place | None:
+    """Name of what was spent on, and the cost, USD; None of other scopes."""
+    if not key[0].startswith(prefix) or not any(ledger.events or ledger.refunds for ledger in ledgers):
+        return None
+    return key[0][len(prefix) :], usd(sum(ledger.micro for ledger in ledgers))
 
 
 def _kept_days(months: Iterable[Month], since: int | None, until: int | None) -> dict[int, Sums]:

@@ -15,7 +15,7 @@ outcome depends on the log's prefix alone; a partition's rows never read another
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,7 @@ from .rows import S, Table
 if TYPE_CHECKING:
     from streams.events import Data, Event
 
+    from .orders import Part, Source
     from .partition import Partition
 
 Handler = Callable[["Event", "Partition"], None]
@@ -135,6 +136,14 @@ class Reader(Protocol):
 
     def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
         """Every key of the tenant with its states, in no particular order."""
+        ...
+
+    def lists(self, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
+        """Lists of a source's keys as they are now, by name: kept from an earlier question, or made.
+
+        Args:
+            wanted: name -> an empty list. Of one source the same name always means the same list.
+        """
         ...
 
     def watermarks(self, topic: str) -> dict[int, int]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from math import fsum
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from .fold import BadParameter, NotFound, Reader, View, page
+from .fold import BadParameter, NotFound, Reader, View
 from .goal_estimate import estimate
 from .goal_state import POINT, GoalState, Key, called, direction, earliest, name_of, states_of
+from .orders import Order, Place, Source, Totals, parts_of, same
 from .times import SECOND_US, rfc3339, rfc3339_or_none
 
 if TYPE_CHECKING:
@@ -43,21 +45,40 @@ class GoalViews:
 
     def __init__(self, fold: Goals) -> None:
         self.fold = fold
+        self.source: Source[GoalState] = Source({fold.rows: same}, self.merged, self.one)
         topics = fold.topics
         self.views = (
             View("/learning/goals", GoalsParams, self.listed, topics, "Goals: how many are reached, how long that took, and each of them."),
             View("/goals/{id}", GoalParams, self.shown, topics, "How far one goal has come, and when it will be reached."),
         )
 
-    def every(self, reader: Reader, task_type: str | None) -> list[tuple[Key, GoalState]]:
-        """All goals, of one task type ("" = of none) or of all, by id and then task type."""
-        found = [(key, earliest(states)) for key, states in reader.scan(self.fold.rows) if task_type is None or key[0] == task_type]
-        found.sort(key=lambda item: (item[0][1], item[0][0]))
-        return found
+    def merged(self, reader: Reader) -> Iterator[tuple[Key, GoalState]]:
+        """All goals, in no particular order."""
+        return ((key, earliest(states)) for key, states in reader.scan(self.fold.rows))
+
+    def one(self, reader: Reader, key: Key) -> GoalState | None:
+        """A goal, None if there is none."""
+        states = reader.rows(self.fold.rows, key)
+        return earliest(states) if states else None
 
     def active(self, reader: Reader, task_type: str | None) -> int:
-        """How many goals are not completed."""
-        return sum(state.completed_us is None for _, state in self.every(reader, task_type))
+        """How many goals are not completed, of one task type ("" = of none) or of all."""
+        total, completed, _ = self.counts(self.lists(reader, task_type)[1])
+        return total - completed
+
+    def lists(self, reader: Reader, task_type: str | None, state: str | None = None) -> tuple[Order, Totals]:
+        """Goals of a task type, or of all, by id and then task type: those in a state, and how long those that were reached have taken, microseconds."""
+        listed, times = ("goals", task_type, state), ("times", task_type)
+        found = reader.lists(
+            self.source,
+            {listed: lambda: Order(partial(place, task_type, state)), times: lambda: Totals(partial(taken, task_type), 2)},
+        )
+        return found[listed], found[times]
+
+    def counts(self, times: Totals) -> tuple[int, int, float]:
+        """Goals, those that were reached, and the sum of what those took, microseconds."""
+        took, completed = times.sums()
+        return times.n, int(completed), took
 
     def points(self, reader: Reader, key: Key, state: GoalState) -> list[tuple[int, float]]:
         """The last `HISTORY` values, (event time in microseconds, current), in log order."""
@@ -99,11 +120,11 @@ class GoalViews:
     def shown(self, reader: Reader, params: GoalParams) -> dict[str, Any]:
         """One goal."""
         if params.task_type is not None:
-            key: Key = (params.task_type, params.id)
-            states = reader.rows(self.fold.rows, key)
-            found = [(key, earliest(states))] if states else []
+            keys: list[Key] = [(params.task_type, params.id)]
         else:
-            found = [(key, state) for key, state in self.every(reader, None) if key[1] == params.id]
+            order, _ = self.lists(reader, None)
+            keys = [(task_type, id) for id, task_type in order.sorted.islice(*order.span((params.id,)))]
+        found = [(key, state) for key in keys if (state := self.one(reader, key)) is not None]
         if not found:
             raise NotFound(f"there is no {called((params.task_type or '', params.id))}", goal_id=params.id, task_type=params.task_type)
         if len(found) > 1:
@@ -117,19 +138,37 @@ class GoalViews:
 
     def summary(self, reader: Reader, params: GoalsParams) -> dict[str, Any]:
         """As `listed`, for other answers to hold."""
-        goals = self.every(reader, params.task_type)
-        times = [state.completed_us - state.created_us for _, state in goals if state.completed_us is not None]
-        chosen = [item for item in goals if params.state is None or params.state in states_of(item[1])]
-        part, cursor = page(chosen, params.limit, params.cursor, lambda item: name_of(item[0]))
+        chosen, times = self.lists(reader, params.task_type, params.state)
+        total, completed, took = self.counts(times)
+        shown, cursor = chosen.page(params.limit, params.cursor, key_of, lambda place: name_of(place[::-1]))
+        keys = [(task_type, id) for id, task_type in shown]
         return {
-            "total_goals": len(goals),
-            "completed_goals": len(times),
-            "active_goals": len(goals) - len(times),
-            "completion_rate": len(times) / len(goals) if goals else 0.0,
-            "avg_completion_time_s": fsum(times) / len(times) / SECOND_US if times else None,
-            "goals": [self.render(reader, key, state, params.history) for key, state in part],
+            "total_goals": total,
+            "completed_goals": completed,
+            "active_goals": total - completed,
+            "completion_rate": completed / total if total else 0.0,
+            "avg_completion_time_s": took / completed / SECOND_US if completed else None,
+            "goals": [self.render(reader, key, state, params.history) for key in keys if (state := self.one(reader, key)) is not None],
             "cursor": cursor,
         }
+
+
+def place(task_type: str | None, wanted: str | None, reader: Reader, key: Key, state: GoalState) -> Place | None:
+    """Where a goal stands in a list of a task type and a state; None = any."""
+    return (key[1], key[0]) if task_type in (None, key[0]) and (wanted is None or wanted in states_of(state)) else None
+
+
+def taken(task_type: str | None, key: Key, state: GoalState) -> tuple[float, ...] | None:
+    """From a goal's creation to its completion, microseconds, and 1; zeros of one that is not completed, None of another task type."""
+    if task_type not in (None, key[0]):
+        return None
+    return (0.0, 0.0) if state.completed_us is None else (float(state.completed_us - state.created_us), 1.0)
+
+
+def key_of(cursor: str) -> Key:
+    """The goal that a cursor may name: one without a task type has one part."""
+    parts = parts_of(cursor)
+    return parts if len(parts) > 1 else ("", *parts)
 
 
 def leading(state: GoalState, points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -11,7 +11,7 @@ The rules this file keeps:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import mul
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -20,12 +20,14 @@ from streams.events import LearningRecorded
 from streams.keys import encode_key
 
 from .alerting import emit
-from .fold import Fold, Reader
+from .fold import Fold, Reader, page
 from .goal_state import GoalBounds
 from .goals import Goals
+from .learning_figures import FIGURES, LIVE, last_below, lines, newest_first
 from .learning_panels import LearningPanels
 from .learning_state import POINT, Key, LearningSettings, Point, StreamSettings, StreamState, note
 from .learning_views import LearningViews
+from .orders import Columns, Order, Place, parts_of, states_of
 from .regression import fit
 from .rings import LONG_AGO, Ring
 from .rows import Table
@@ -74,6 +76,7 @@ class Learning(Fold):
         self.ring = Ring("learning_points", POINT, settings.learning_ring, rank=51, settings=reads)
         self.tables = (self.rows, *self.ring.tables, *self.goals.tables)
         self.handlers = {**self.goals.handlers, LearningRecorded: self.recorded}
+        self.source = states_of(self.rows)
         self.views = (*LearningViews(self).views, LearningPanels(self).view, *self.goals.views)
 
     # ---- absorbing
@@ -179,12 +182,53 @@ class Learning(Fold):
         """Streams of a task type, of a run (``""`` = of none), of both, or all, by name and partition."""
         if task is not None and run is not None:
             return [((task, run), state) for state in reader.rows(self.rows, (task, run))]
-        found: list[tuple[Key, StreamState]] = []
-        for key, states in reader.scan(self.rows):
-            if (task is None or key[0] == task) and (run is None or key[1] == run):
-                found += [(key, state) for state in states]
-        found.sort(key=lambda item: (item[0], item[1].home))
-        return found
+        order, span = self.named(reader, task, run)
+        return [(key, state) for key in order.sorted.islice(*span) for state in self.states(reader, key)]
+
+    def listed(self, reader: Reader, task: str | None, run: str | None, limit: int, cursor: str | None) -> tuple[list[Key], str | None]:
+        """A page of tasks and runs."""
+        if task is not None and run is not None:
+            return page([(task, run)] if self.any(reader, task, run) else [], limit, cursor, lambda key: encode_key(*key).decode())
+        order, span = self.named(reader, task, run)
+        return order.page(limit, cursor, parts_of, lambda key: encode_key(*key).decode(), span=span)
+
+    def any(self, reader: Reader, task: str, run: str | None) -> bool:
+        """Whether a task, or one of its runs, has events."""
+        if run is not None:
+            return bool(reader.rows(self.rows, (task, run)))
+        _, (low, high) = self.named(reader, task, None)
+        return low < high
+
+    def named(self, reader: Reader, task: str | None, run: str | None) -> tuple[Order, tuple[int, int]]:
+        """Tasks and runs by name: a list, and what part of it is of the task."""
+        name = "names", run if task is None else None
+        order: Order = reader.lists(self.source, {name: lambda: Order(lambda _, key, states: key if name[1] in (None, key[1]) else None)})[name]
+        return order, order.span(() if task is None else (task,))
+
+    def states(self, reader: Reader, key: Key) -> list[StreamState]:
+        """A task and run in each partition that has it, in order."""
+        return sorted(reader.rows(self.rows, key), key=lambda state: state.home)
+
+    def newest(self, reader: Reader) -> Iterator[tuple[Key, StreamState]]:
+        """All streams, the one with the newest event first; then by name and partition."""
+        order: Order = reader.lists(self.source, {"newest": lambda: Order(newest_first)})["newest"]
+        for _, key, home in order:
+            yield key, next(state for state in reader.rows(self.rows, key) if state.home == home)
+
+    def columns(self, reader: Reader) -> Columns:
+        """`FIGURES` of all streams."""
+        columns: Columns = reader.lists(self.source, {"figures": lambda: Columns(lines, len(FIGURES))})["figures"]
+        return columns
+
+    def last_below(self, reader: Reader) -> list[tuple[Key, StreamState]]:
+        """The streams that have the last `LIVE` convergences of all, and perhaps more."""
+        order: Order = reader.lists(self.source, {"below": lambda: Order(last_below)})["below"]
+        last: list[Place] = []
+        for place in order:
+            if len(last) >= LIVE and place[0] != last[-1][0]:
+                break
+            last.append(place)
+        return [(key, next(state for state in reader.rows(self.rows, key) if state.home == home)) for _, key, home in last]
 
     def last(self, reader: Reader, streams: list[tuple[Key, StreamState]], n: int, since_us: int = LONG_AGO) -> list[Point]:
         """The last points of streams, oldest first: the greatest by (time, partition, offset) in their rings.
@@ -193,9 +237,13 @@ class Learning(Fold):
             n: at most so many.
             since_us: none before this event time, microseconds.
         """
+        return self.last_of(reader, sorted(streams, key=lambda item: -item[1].newest_us), n, since_us)
+
+    def last_of(self, reader: Reader, streams: Iterable[tuple[Key, StreamState]], n: int, since_us: int = LONG_AGO) -> list[Point]:
+        """As `last`, of streams that are in the order of their newest events, the newest first."""
         found: list[Point] = []
         least = since_us
-        for key, state in sorted(streams, key=lambda item: -item[1].newest_us):
+        for key, state in streams:
             if state.newest_us < least:
                 break
             task, home = key[0], state.home

@@ -6,14 +6,19 @@ The rule this file keeps: every documented key is there, whatever was recorded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import fsum, isfinite
+from math import fsum, inf, isfinite
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .learning_state import Key, Point, StreamState
 from .moments import Moments
+from .orders import Columns, Place
 from .regression import fit
+from .rings import LONG_AGO
 from .times import HOUR_US, rfc3339, rfc3339_or_none
+
+if TYPE_CHECKING:
+    from .fold import Reader
 
 LIVE = 10
 """Events that the live figures rest on; the same number for `recent_avg` of the trend, and the least a trend needs."""
@@ -82,6 +87,81 @@ def trend_of(points: Sequence[Point]) -> dict[str, Any]:
     if line.p is not None and line.p < LEAST_P and slope != 0.0:
         answer["direction"] = "improving" if slope > 0.0 else "declining"
     return answer
+
+
+FIGURES = ("n", "scores", "rates", "metrics", "below", "below_sum", "entered", "left", "late", "inside", "first", "since", "last")
+"""Columns that are kept of all streams, in the order of their names and partitions."""
+NEVER = inf
+"""First convergence, or begin of convergence, of a stream without one."""
+
+
+def lines(key: Key, states: list[StreamState]) -> list[tuple[Place, tuple[Any, ...]]]:
+    """A task and run's lines of `FIGURES`, one a partition."""
+    return [
+        (
+            (key, one.home),
+            (
+                one.n, one.scores, one.rates, one.metrics, one.below, one.below_sum, one.entered, one.left, one.late, one.inside,
+                NEVER if one.first_below_us is None else one.first_below_us,
+                one.entered_us if one.inside and one.entered_us is not None else NEVER,
+                one.recent[-1][0] if one.recent else LONG_AGO,
+            ),
+        )
+        for one in states
+    ]  # fmt: skip
+
+
+def newest_first(reader: Reader, key: Key, states: list[StreamState]) -> list[Place]:
+    """Where a stream stands by its newest event."""
+    return [(-one.newest_us, key, one.home) for one in states]
+
+
+def last_below(reader: Reader, key: Key, states: list[StreamState]) -> list[Place] | None:
+    """Where a stream stands by its last convergence."""
+    return [(-one.recent[-1][0], key, one.home) for one in states if one.recent] or None
+
+
+def convergence_kept(columns: Columns, last: Sequence[tuple[Key, StreamState]], at_us: int) -> dict[str, Any]:
+    """What `convergence_of` says of all streams.
+
+    Args:
+        last: the streams that hold the last `LIVE` convergences.
+    """
+    figures = dict(zip(FIGURES, columns.settled(), strict=True))
+    total, first, since = sum(figures["below"]), min(figures["first"], default=NEVER), min(figures["since"], default=NEVER)
+    recent = sorted((t, state.home, offset, key[0], metric) for key, state in last for t, offset, metric in state.recent)[-LIVE:]
+    hours = (at_us - first) / HOUR_US if first != NEVER else 0.0
+    statistics = {}
+    low, places = 0, columns.places
+    while low < len(places):
+        task = places[low][0][0]
+        _, high = columns.span(task)
+        mine = {name: figures[name][low:high] for name in ("below", "below_sum", "entered", "left", "inside", "last")}
+        count, newest = sum(mine["below"]), max(mine["last"])
+        statistics[task] = {
+            "count": count,
+            "avg_convergence_metric": share(sum(mine["below_sum"]), count) if count else 0.0,
+            "last_convergence": None if newest == LONG_AGO else rfc3339(newest),
+            "entered": sum(mine["entered"]),
+            "left": sum(mine["left"]),
+            "converged": any(mine["inside"]),
+        }
+        low = high
+    return {
+        "total_convergences": total,
+        "avg_convergence_metric": share(sum(figures["below_sum"]), total) if total else 0.0,
+        "last_convergence": rfc3339(recent[-1][0]) if recent else None,
+        "recent_convergences": [[rfc3339(t), task, metric] for t, _, _, task, metric in recent],
+        "convergence_rate": total / hours if hours > 0 else 0.0,
+        "rate_defined": hours > 0,
+        "entered": sum(figures["entered"]),
+        "left": sum(figures["left"]),
+        "converged": since != NEVER,
+        "since": None if since == NEVER else rfc3339(int(since)),
+        "late": sum(figures["late"]),
+        "at": rfc3339(at_us),
+        "task_statistics": statistics,
+    }
 
 
 def convergence_of(streams: Streams, at_us: int) -> dict[str, Any]:

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from streams.keys import encode_key
-
-from .fold import BadParameter, NotFound, Reader, View, page
+from .fold import BadParameter, NotFound, Reader, View
 from .goal_views import GoalsParams
+from .learning_figures import Streams
 from .times import rfc3339, rfc3339_or_none, to_us
 
 if TYPE_CHECKING:
     from .learning import Learning
-    from .learning_state import Key, StreamState
 
 MOST_POINTS = 20_000
 """Points that one answer may hold."""
@@ -82,16 +80,13 @@ class LearningPanels:
         Raises:
             NotFound: the one task that was asked for has no events.
         """
-        mine: dict[str, list[tuple[Key, StreamState]]] = {}
-        for key, state in self.fold.streams(reader, params.task, params.run):
-            mine.setdefault(encode_key(*key).decode(), []).append((key, state))
-        if params.task is not None and not mine:
+        if params.task is not None and not self.fold.any(reader, params.task, params.run):
             raise NotFound(f"no learning event of task {params.task} was recorded", task=params.task, run=params.run)
-        shown, cursor = page(list(mine.items()), min(params.limit, MOST_POINTS // params.window), params.cursor, lambda item: item[0])
+        shown, cursor = self.fold.listed(reader, params.task, params.run, min(params.limit, MOST_POINTS // params.window), params.cursor)
         since = {} if params.since is None else {"since_us": to_us(params.since)}
         rows: list[dict[str, Any]] = []
-        for _, streams in shown:
-            (task, run), _ = streams[0]
+        for task, run in shown:
+            streams: Streams = [((task, run), state) for state in self.fold.states(reader, (task, run))]
             names = {"task": task, "run": run or None}
             points = self.fold.last(reader, streams, params.window, **since)
             if params.panel == "scores":

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from streams.keys import encode_key
-
-from .fold import BadParameter, NotFound, Reader, View, names, page
+from .fold import BadParameter, NotFound, Reader, View, names
 from .goal_views import GoalsParams
-from .learning_figures import LIVE, Streams, convergence_of, mean, share, tendency, trend_of
+from .learning_figures import FIGURES, LIVE, Streams, convergence_kept, convergence_of, mean, share, tendency, trend_of
 from .moments import Moments
 from .times import HOUR_US, rfc3339, rfc3339_or_none, to_us
 
 if TYPE_CHECKING:
     from .learning import Learning
-    from .learning_state import Key, Point, StreamState
+    from .learning_state import Point
 
 MOST_TASKS = 100
 CURVE = ("time", "score", "learning_rate", "episode_count", "convergence_metric")
@@ -104,9 +102,15 @@ class LearningViews:
     def metrics(self, reader: Reader, params: MetricsParams) -> dict[str, Any]:
         """Live figures; ``null`` before the first event, counts are 0 then."""
         fold = self.fold
-        streams = fold.streams(reader, params.task, params.run)
-        points = fold.last(reader, streams, LIVE)
-        total = sum(state.n for _, state in streams)
+        if params.task is None and params.run is None:
+            columns = fold.columns(reader)
+            points = fold.last_of(reader, fold.newest(reader), LIVE)
+            total, *sums = map(sum, columns.settled()[:4])
+        else:
+            streams = fold.streams(reader, params.task, params.run)
+            points = fold.last(reader, streams, LIVE)
+            total = sum(state.n for _, state in streams)
+            sums = [sum(getattr(state, name) for _, state in streams) for name in FIGURES[1:4]]
         return {
             "task": params.task,
             "run": params.run,
@@ -117,9 +121,9 @@ class LearningViews:
             "active_goals_count": fold.goals.asked.active(reader, params.task),
             "total_learning_events": total,
             "last_update": rfc3339(points[-1][0]) if points else None,
-            "lifetime_avg_performance": share(sum(state.scores for _, state in streams), total),
-            "lifetime_avg_learning_rate": share(sum(state.rates for _, state in streams), total),
-            "lifetime_avg_convergence_metric": share(sum(state.metrics for _, state in streams), total),
+            "lifetime_avg_performance": share(sums[0], total),
+            "lifetime_avg_learning_rate": share(sums[1], total),
+            "lifetime_avg_convergence_metric": share(sums[2], total),
             "as_of": rfc3339_or_none(reader.as_of()),
         }
 
@@ -139,22 +143,19 @@ class LearningViews:
 
     def streams(self, reader: Reader, params: StreamsParams) -> dict[str, Any]:
         """Streams by name; `kept` points of each are in its curve."""
-        found: dict[str, list[tuple[Key, StreamState]]] = {}
-        for key, state in self.fold.streams(reader, params.task, params.run):
-            found.setdefault(encode_key(*key).decode(), []).append((key, state))
-        shown, cursor = page(list(found.items()), params.limit, params.cursor, lambda item: item[0])
+        shown, cursor = self.fold.listed(reader, params.task, params.run, params.limit, params.cursor)
         return {
             "streams": [
                 {
-                    "task": mine[0][0][0],
-                    "run": mine[0][0][1] or None,
-                    "total_events": sum(state.n for _, state in mine),
-                    "kept": sum(min(state.n, self.fold.ring.size) for _, state in mine),
-                    "last_update": rfc3339(max(state.newest_us for _, state in mine)),
-                    "converged": any(state.inside for _, state in mine),
-                    "declining": any(bool(state.falling) for _, state in mine),
+                    "task": task,
+                    "run": run or None,
+                    "total_events": sum(state.n for state in mine),
+                    "kept": sum(min(state.n, self.fold.ring.size) for state in mine),
+                    "last_update": rfc3339(max(state.newest_us for state in mine)),
+                    "converged": any(state.inside for state in mine),
+                    "declining": any(bool(state.falling) for state in mine),
                 }
-                for _, mine in shown
+                for (task, run), mine in ((key, self.fold.states(reader, key)) for key in shown)
             ],
             "cursor": cursor,
             "as_of": rfc3339_or_none(reader.as_of()),
@@ -171,10 +172,9 @@ class LearningViews:
             asked = list(dict.fromkeys(names(params.tasks or ())))
             if not 1 <= len(asked) <= MOST_TASKS:
                 raise BadParameter("tasks", f"{len(asked)} tasks; 1 to {MOST_TASKS} can be asked for at once")
-            streams = self.fold.streams(reader, None, params.run)
             tasks = {}
             for task in asked:
-                points = self.fold.last(reader, [item for item in streams if item[0][0] == task], params.window)
+                points = self.fold.last(reader, self.fold.streams(reader, task, params.run), params.window)
                 tasks[task] = {"task": task, "run": params.run, **trend_of(points)}
             answer = {"tasks": tasks}
         answer["as_of"] = rfc3339_or_none(reader.as_of())
@@ -193,30 +193,42 @@ class LearningViews:
 
     def convergence(self, reader: Reader, params: ConvergenceParams) -> dict[str, Any]:
         """Convergences counted and converged streams, all tasks or one."""
-        streams = self.fold.streams(reader, params.task, params.run)
+        every = params.task is None and params.run is None
+        streams = self.fold.last_below(reader) if every else self.fold.streams(reader, params.task, params.run)
         at_us = now(reader) if params.at is None else to_us(params.at)
-        answer = {"task": params.task, "run": params.run, **convergence_of(streams, at_us)}
+        found = convergence_kept(self.fold.columns(reader), streams, at_us) if every else convergence_of(streams, at_us)
+        answer = {"task": params.task, "run": params.run, **found}
         answer["as_of"] = rfc3339_or_none(reader.as_of())
         return answer
 
     def report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
         """All at a glance, over the last `limit` events."""
         fold = self.fold
-        streams = fold.streams(reader, None, None) if params.task is None else fold.streams(reader, params.task, None)
-        points = fold.last(reader, streams, params.limit)
+        if params.task is None:
+            columns = fold.columns(reader)
+            points = fold.last_of(reader, fold.newest(reader), params.limit)
+        else:
+            streams = fold.streams(reader, params.task, None)
+            points = fold.last(reader, streams, params.limit)
         scores = [point[3] for point in points]
         goal_summary = fold.goals.asked.summary(reader, GoalsParams(task_type=params.task))
         at_us = now(reader)
-        totals: dict[str, int] = {}
-        for key, state in streams:
-            totals[key[0]] = totals.get(key[0], 0) + state.n
+        if params.task is None:
+            convergence = convergence_kept(columns, fold.last_below(reader), at_us)
+            n_of = columns.settled()[0]
+            total = sum(n_of)
+            totals = {task: sum(n_of[slice(*columns.span(task))]) for task in {point[7] for point in points}}
+        else:
+            convergence = convergence_of(streams, at_us)
+            total = sum(state.n for _, state in streams)
+            totals = {params.task: total}
         by_task: dict[str, list[Point]] = {}
         for point in points:
             by_task.setdefault(point[7], []).append(point)
         return {
             "report_time": rfc3339(at_us),
             "task": params.task,
-            "total_learning_events": sum(totals.values()),
+            "total_learning_events": total,
             "recent_events_analyzed": len(points),
             "overall_performance": {
                 "average": mean(scores),
@@ -227,7 +239,7 @@ class LearningViews:
             },
             "learning_dynamics": {
                 "average_learning_rate": mean([point[4] for point in points]),
-                "convergence_analysis": convergence_of(streams, at_us),
+                "convergence_analysis": convergence,
             },
             "task_analysis": {
                 task: {

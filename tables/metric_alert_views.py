@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .alerting import LEVELS
-from .fold import Reader, View, page
+from .fold import Reader, View
+from .orders import Source, parts_of, states_of
 from .rows import escape
-from .series_view import SeriesParams
+from .series_view import SeriesParams, chosen
 from .times import rfc3339_or_none
 
 if TYPE_CHECKING:
@@ -19,23 +20,21 @@ RECENT = 10
 
 def views(fold: MetricAlerts) -> tuple[View, ...]:
     """Views of one fold's tables."""
-    return (View("/metrics/watched", SeriesParams, lambda reader, q: series(fold, reader, q), fold.topics, "Watched series: alerts, outliers, last values"),)
+    source = states_of(fold.watches)
+
+    def answer(reader: Reader, asked: SeriesParams) -> dict[str, Any]:
+        return series(fold, source, reader, asked)
+
+    return (View("/metrics/watched", SeriesParams, answer, fold.topics, "Watched series: alerts, outliers, last values"),)
 
 
-def series(fold: MetricAlerts, reader: Reader, asked: SeriesParams) -> dict[str, Any]:
+def series(fold: MetricAlerts, source: Source[list[Watch]], reader: Reader, asked: SeriesParams) -> dict[str, Any]:
     """Body of ``/metrics/watched``; sorted by metric, model and run. Where all three are given, the last 100 finite values are shown, else the last 10."""
     wanted = (asked.metric, asked.model, asked.run)
-    found: list[tuple[tuple[str, ...], Watch]] = []
-    if None not in wanted:
-        exact = (asked.metric or "", asked.model or "", asked.run or "")
-        found = [(exact, watch) for watch in reader.rows(fold.watches, exact)]
-    else:
-        for key, watches in reader.scan(fold.watches):
-            if all(want is None or want == part for want, part in zip(wanted, key, strict=True)):
-                found += [(key, watch) for watch in watches]
-    found.sort(key=lambda one: one[0])
-    shown, cursor = page(found, asked.limit, asked.cursor, lambda one: "|".join(map(escape, one[0])))
-    body = [_shown(fold, reader, key, watch, None not in wanted) for key, watch in shown]
+    whole = None not in wanted
+    order, span = chosen(reader, source, wanted, lambda key, watches: [(*key, n) for n in range(len(watches))])  # one a partition that has it
+    shown, cursor = order.page(asked.limit, asked.cursor, parts_of, lambda place: "|".join(map(escape, place[:-1])), span=span)
+    body = [_shown(fold, reader, key, reader.rows(fold.watches, key)[n], whole) for *parts, n in shown for key in (tuple(parts),)]
     return {"series": body, "count": len(body), "cursor": cursor, "as_of": rfc3339_or_none(reader.as_of())}
 
 

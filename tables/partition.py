@@ -162,6 +162,8 @@ CLEARED = Table("cleared", Cleared, rank=98)
 """Behind every row that a clearing buries, before the ids: where it is on the changelog, all of them are."""
 OWN = (COUNTERS, WATERMARK, IDS, CLEARED)
 """The partition's own tables, which no clearing touches."""
+MOST_MARKS = 100_000
+"""Changed rows of a table that are marked for the lists made of them; beyond it those lists are made anew."""
 GRAVE = b""
 """State of a row that was cleared and whose tombstone is not on the changelog yet."""
 
@@ -262,6 +264,7 @@ class Partition:
         next: the offset expected next.
         outputs: records to publish, in order.
         dirty: changed rows, a set a table.
+        watched: table index -> rows changed since the lists that are kept of them were looked at, the dirty ones apart; of tables without such lists nothing.
         graves: (table index, tenant, key) -> rows that were cleared: nothing reads them, they wait for their tombstones.
         heard: tenant -> Kafka timestamp, milliseconds, of what it sent last, ticks of the clock apart, as far as this process saw it.
         peers: the partitions of the topic whose rows are here, this one among them. Outputs may be made from their rows, rows never.
@@ -291,6 +294,7 @@ class Partition:
         self.bounds = bounds or schema.bounds
         self.spaces: list[dict[str, dict[tuple[str, ...], Row]]] = [{} for _ in schema.tables]
         self.dirty: list[set[Row]] = [self.marks() for _ in schema.tables]
+        self.watched: dict[int, set[Row]] = {}
         self.graves: dict[tuple[int, str, tuple[str, ...]], Row] = {}
         self._passed: dict[str, int] = {}
         self.outputs: list[Output] = []
@@ -391,6 +395,7 @@ class Partition:
         self.dirty[index].discard(row)
         self.dirty[index].add(grave)
         self.graves[(index, row.tenant, row.key)] = grave
+        self.mark(index, (grave,))
         return grave
 
     def cleared_at(self, tenant: str) -> int:
@@ -628,6 +633,14 @@ class Partition:
 
     # ---- out of the partition
 
+    def mark(self, index: int, rows: Iterable[Row]) -> None:
+        """Rows of a table (or the graves of such) are changed, and not dirty any more: lists that are kept of them look at their keys again."""
+        marks = self.watched.get(index)
+        if marks is not None:
+            marks.update(rows)
+            if len(marks) > MOST_MARKS:
+                del self.watched[index]
+
     def drain(self) -> Iterator[tuple[bytes, bytes, Row, int]]:
         """Changed rows in rank order as (changelog key, value, row, table index); clears the marks."""
         for index in self.schema.flush_order:
@@ -635,6 +648,8 @@ class Partition:
             if not rows:
                 continue
             self.dirty[index] = self.marks()
+            if self.watched:
+                self.mark(index, rows)
             table = self.schema.tables[index]
             wire, dump, identity = self.schema.wires[index], table.dump, self.identity
             # ids in offset order: a crash must not leave a later segment without the one before it

@@ -6,7 +6,7 @@ timeout behind the watermark of its own partition; an agent is known from its fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,8 +17,9 @@ from streams.events import AgentScored
 from . import beta
 from .executions import WAITING_KEYS
 from .facts import bucket, digest
-from .fold import BadParameter, NotFound, Reader, View, names, page
+from .fold import BadParameter, NotFound, Reader, View, names
 from .judgments import TASK_BUCKETS, TASK_KEYS, merged, summary
+from .orders import Key, Order, Place, Source, same, whole_of
 from .performance_rows import (
     CLASSES,
     COMPLEXITIES,
@@ -45,6 +46,7 @@ from .times import SECOND_US, rfc3339_or_none
 if TYPE_CHECKING:
     from .performance_rows import Judgments, PerformanceSettings, PerformanceTables
     from .performance_series import SeriesTables
+    from .rows import Table
     from .trust import Trust
     from .windows import Windows
 
@@ -163,6 +165,9 @@ class Figures:
         self.settings = settings
         self.timeout_us = int(settings.task_timeout * SECOND_US)
         self.trust = trust
+        one_part: dict[Table[Any], Callable[[Key], Key]] = dict.fromkeys((kept.profiles, kept.agent_types), lambda key: key[:1])
+        self.agents: Source[Agent] = Source({kept.agents: same}, self.every_agent, lambda reader, key: self.agent(reader, key[0]))
+        self.filtered: Source[Agent] = Source({kept.agents: same, **one_part}, self.agents.every, self.agents.one)
 
     # ---- executions
 
@@ -179,6 +184,10 @@ class Figures:
     def agent(self, reader: Reader, name: str) -> Agent | None:
         """An agent's events and executions; None for one never seen. It has one row, unless events of it went astray."""
         return joined_agent(reader.rows(self.kept.agents, (name,)))
+
+    def every_agent(self, reader: Reader) -> Iterator[tuple[Key, Agent]]:
+        """All agents, in no particular order."""
+        return ((key, state) for key, states in reader.scan(self.kept.agents) if (state := joined_agent(states)) is not None)
 
     def pairs(self, reader: Reader, name: str) -> list[tuple[str, str]]:
         """Pairs of task type and model version that an agent has."""
@@ -526,27 +535,27 @@ def performance_views(kept: PerformanceTables, settings: PerformanceSettings, se
         return figures.details(reader, q.id, state)
 
     def agents(reader: Reader, q: AgentsParams) -> dict[str, Any]:
-        found: list[tuple[str, Agent]] = []
-        profiles: dict[str, Profile] = {}
-        if q.status is not None or q.capability is not None:
-            profiles = {key[0]: latest(states) for key, states in reader.scan(kept.profiles)}
-        for key, states in reader.scan(kept.agents):
+        def place(reader: Reader, key: Key, state: Agent) -> Place | None:
             name = key[0]
-            if q.name is not None and name != q.name:
-                continue
-            state = joined_agent(states)
-            if state is None:
-                continue
             if q.status is not None or q.capability is not None:
-                profile = profiles.get(name) or Profile()
+                profile = figures.profile(reader, name)
                 if (q.status is not None and profile.status != q.status) or (q.capability is not None and q.capability not in profile.capabilities):
-                    continue
+                    return None
             if q.task_type is not None and not any(row.n for row in reader.rows(kept.agent_types, (name, q.task_type))):
-                continue
-            found.append((name, state))
-        found.sort(key=lambda item: (-_rank(q.sort, item[1].sums), item[0]))
-        shown, cursor = page(found, q.limit, q.cursor, lambda item: item[0])
-        listed = [figures.score(reader, name, state) for name, state in shown]
+                return None
+            return -_rank(q.sort, state.sums), name
+
+        if q.name is not None:
+            order = Order(place)
+            one = figures.agent(reader, q.name)
+            order.fill(reader, [] if one is None else [((q.name,), one)])
+        else:
+            filters = q.status, q.capability, q.task_type
+            source = figures.agents if filters == (None, None, None) else figures.filtered
+            order = reader.lists(source, {(q.sort, *filters): lambda: Order(place)})[(q.sort, *filters)]
+        shown, cursor = order.page(q.limit, q.cursor, whole_of, lambda place: place[-1])
+        states = ((name, figures.agent(reader, name)) for _, name in shown)
+        listed = [figures.score(reader, name, state) for name, state in states if state is not None]
         return {"agents": listed, "cursor": cursor, "as_of": rfc3339_or_none(reader.as_of())}
 
     def judgments(reader: Reader, q: JudgmentParams) -> dict[str, Any]:

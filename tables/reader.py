@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
+from .orders import Keeper, Part, Source, made
 from .partition import WATERMARK, Partition
 from .rows import S, Table
 
@@ -16,14 +18,18 @@ class PartitionReader:
         homes: table's wire name -> topic whose partitions keep it.
         tenant: every read is bound to it.
         now_us: the server's clock, microseconds since the epoch.
+        keeper: of these partitions, keeps lists for the next question; None = each is made anew.
     """
 
-    def __init__(self, partitions: Mapping[str, Sequence[Partition]], homes: Mapping[str, tuple[str, ...]], tenant: str, now_us: int) -> None:
+    def __init__(
+        self, partitions: Mapping[str, Sequence[Partition]], homes: Mapping[str, tuple[str, ...]], tenant: str, now_us: int, keeper: Keeper | None = None
+    ) -> None:
         self.partitions = partitions
         self.homes = homes
         self.tenant = tenant
         self.now_us = now_us
         self.topics: set[str] = set()
+        self.keeper = keeper
 
     def _over(self, table: Table[S]) -> Iterator[Partition]:
         for topic in self.homes.get(table.wire, tuple(self.partitions)):
@@ -61,6 +67,14 @@ class PartitionReader:
                 else:
                     states.append(state)
         return iter(merged.items())
+
+    def lists(self, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
+        """Lists of a source's keys as they are now, by name."""
+        if self.keeper is None:
+            return made(self, source, wanted)
+        for table in source.tables:
+            self.topics.update(self.homes.get(table.wire, tuple(self.partitions)))
+        return self.keeper.get(self, source, wanted)
 
     def watermarks(self, topic: str) -> dict[int, int]:
         """Greatest event time absorbed in each partition of a topic that has any, microseconds."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from .fold import Reader, View, page
+from .fold import Reader, View
 from .moments import Moments
+from .orders import Key, Order, Place, Source, parts_of
+from .rows import escape
 from .times import rfc3339_or_none
 
 if TYPE_CHECKING:
@@ -24,15 +28,39 @@ class SeriesParams(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
+def chosen(
+    reader: Reader, source: Source[Any], asked: Sequence[str | None], places: Callable[[Key, Any], Place | list[Place]]
+) -> tuple[Order, tuple[int, int]]:
+    """The list of series that answers, and what part of it does: a metric's series lie together in the list of all, and in it those of a model.
+
+    Args:
+        asked: metric, model and run; None = any.
+        places: (key, its states) -> its places; each begins with the key.
+    """
+    prefix: Key = tuple(part for part in takewhile(lambda part: part is not None, asked) if part is not None)
+    if len(prefix) == len(asked):
+        one = Order(lambda reader, key, states: places(key, states))
+        states = source.one(reader, prefix)
+        one.fill(reader, [] if states is None else [(prefix, states)])
+        return one, one.span(())
+    later = [(at, part) for at, part in enumerate(asked) if at >= len(prefix) and part is not None]
+    name = "series", *later
+    order: Order = reader.lists(
+        source, {name: lambda: Order(lambda _, key, states: places(key, states) if all(key[at] == part for at, part in later) else None)}
+    )[name]
+    return order, order.span(prefix)
+
+
 def series_view(fold: Windows) -> View:
     """``/metrics/series``"""
 
     def answer(reader: Reader, q: SeriesParams) -> dict[str, Any]:
-        asked = (q.metric, q.model, q.run)
-        found = sorted((key, states) for key, states in reader.scan(fold.series) if all(want in (None, part) for want, part in zip(asked, key, strict=True)))
-        shown, cursor = page(found, q.limit, q.cursor, lambda item: "|".join(part.replace("%", "%25").replace("|", "%7C") for part in item[0]))
+        order, span = chosen(reader, fold.source, (q.metric, q.model, q.run), lambda key, states: key)
+        low, high = span
+        shown, cursor = order.page(q.limit, q.cursor, parts_of, lambda key: "|".join(map(escape, key)), span=span)
         rows = []
-        for (metric, model, run), states in shown:
+        for metric, model, run in shown:
+            states = reader.rows(fold.series, (metric, model, run))
             whole = Moments()
             for state in states:
                 whole.merge(state.moments())
@@ -51,6 +79,6 @@ def series_view(fold: Windows) -> View:
                     "windowed": any(state.windowed for state in states),
                 }
             )
-        return {"series": rows, "count": len(found), "cursor": cursor, "as_of": rfc3339_or_none(reader.as_of())}
+        return {"series": rows, "count": high - low, "cursor": cursor, "as_of": rfc3339_or_none(reader.as_of())}
 
     return View("/metrics/series", SeriesParams, answer, fold.topics, "The series of metrics: metric, model and run, with what they came to.")

@@ -5,8 +5,9 @@ The rule this file keeps: an answer is of one moment, `at`, which is never befor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from heapq import nsmallest
 from math import fsum
 from operator import itemgetter
@@ -18,6 +19,7 @@ from streams.keys import encode_key
 
 from . import beta
 from .fold import BadParameter, NotFound, Reader, View, names, page
+from .orders import Order, Part, Place, Source, Totals, parts_of, same
 from .times import SECOND_US, rfc3339, rfc3339_or_none, to_us
 from .trust_state import LONG_AGO, TOPIC, Key, TrustState, Z
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 MOST_IDS = 1_000
 FORMAT = "pulsefold.trust.v1"
 """Of the exported file; whoever changes what a field means changes the number."""
+
+SPOTS = ("high_trust", "low_trust", "high_confidence", "low_confidence", "updated")
+"""Lists that the report is made of."""
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Kind = Annotated[str, msgspec.Meta(pattern="^[a-z_]{1,32}$")]
@@ -112,6 +117,7 @@ class TrustViews:
 
     def __init__(self, fold: Trust) -> None:
         self.fold = fold
+        self.source: Source[TrustState] = Source({fold.rows: same}, self.merged, lambda reader, key: self.state(reader, *key))
 
     # ---- reading
 
@@ -121,18 +127,25 @@ class TrustViews:
 
     def every(self, reader: Reader, kind: str | None) -> list[tuple[Key, TrustState]]:
         """All known keys, of one kind or of all, by name."""
-        found: list[tuple[Key, TrustState]] = []
-        for key, states in reader.scan(self.fold.rows):
-            if kind is None or key[0] == kind:
-                if len(states) == 1:
-                    if states[0].known:
-                        found.append((key, states[0]))
-                else:
-                    state = self.fold.rule(key[0]).merge(states)
-                    if state is not None:
-                        found.append((key, state))
+        found = [item for item in self.merged(reader) if kind is None or item[0][0] == kind]
         found.sort(key=itemgetter(0))
         return found
+
+    def merged(self, reader: Reader) -> Iterator[tuple[Key, TrustState]]:
+        """All known keys, in no particular order."""
+        for key, states in reader.scan(self.fold.rows):
+            if len(states) == 1:
+                if states[0].known:
+                    yield key, states[0]
+            else:
+                state = self.fold.rule(key[0]).merge(states)
+                if state is not None:
+                    yield key, state
+
+    def fades(self, kind: str | None) -> bool:
+        """Whether evidence of a kind, or of any, has a half-life: then its order depends on the moment, and is not kept."""
+        rules = [self.fold.other, *self.fold.kinds.values()] if kind is None else [self.fold.rule(kind)]
+        return any(rule.half_life_us is not None for rule in rules)
 
     def points(self, reader: Reader, key: Key) -> list[tuple[int, float]]:
         """The history kept of a key, (event time, trust), oldest first in log order."""
@@ -199,22 +212,43 @@ class TrustViews:
 
     def listed(self, reader: Reader, params: ListParams) -> dict[str, Any]:
         """``/trust`` without ids."""
+        if params.sort in ("trust", "effective_n") and self.fades(params.kind):
+            return self.faded(reader, params)
+        name = "list", params.kind, params.sort, params.order == "desc" and params.sort != "id"
+        order: Order = reader.lists(self.source, {name: lambda: Order(partial(self.place, *name[1:]))})[name]
+        at_us, as_of = moment_of(reader, params.at), rfc3339_or_none(reader.as_of())
+        backwards = params.sort == "id" and params.order == "desc"
+        shown, cursor = order.page(params.limit, params.cursor, parts_of, lambda place: name_of(place[-1]), backwards=backwards)
+        entries = [{**self.render(key[0], key[1], self.state(reader, *key), at_us, params.z), "as_of": as_of} for *_, key in shown]
+        return {"entries": entries, "cursor": cursor, "as_of": as_of}
+
+    def place(self, kind: str | None, sort: str, descending: bool, reader: Reader, key: Key, state: TrustState) -> Place | None:
+        """Where a key stands in a list without a half-life; ties by name."""
+        if kind is not None and key[0] != kind:
+            return None
+        if sort == "id":
+            return key[1], key[0], key
+        size: float
+        if sort == "last_update":
+            size = LONG_AGO if state.last_update is None else state.last_update
+        else:
+            rule = self.fold.rule(key[0])
+            alpha, beta_ = state.alpha, state.beta
+            size = alpha / (alpha + beta_) if sort == "trust" else alpha + beta_ - rule.a0 - rule.b0
+        return -size if descending else size, key
+
+    def faded(self, reader: Reader, params: ListParams) -> dict[str, Any]:
+        """As `listed`, in an order of the moment."""
         known = self.every(reader, params.kind)
         at_us, as_of = moment_of(reader, params.at), rfc3339_or_none(reader.as_of())
 
         def size(item: tuple[Key, TrustState]) -> float:
             key, state = item
             rule = self.fold.rule(key[0])
-            if params.sort == "last_update":
-                return LONG_AGO if state.last_update is None else state.last_update
             alpha, beta_ = rule.counts(state, at_us)
             return alpha / (alpha + beta_) if params.sort == "trust" else alpha + beta_ - rule.a0 - rule.b0
 
-        if params.sort == "id":
-            if params.kind is None or params.order == "desc":  # else they are in that order
-                known.sort(key=lambda item: (item[0][1], item[0][0]), reverse=params.order == "desc")
-        else:
-            known.sort(key=size, reverse=params.order == "desc")  # stable: ties by name
+        known.sort(key=size, reverse=params.order == "desc")  # stable: ties by name
         shown, cursor = page(known, params.limit, params.cursor, lambda item: name_of(item[0]))
         entries = [{**self.render(key[0], key[1], state, at_us, params.z), "as_of": as_of} for key, state in shown]
         return {"entries": entries, "cursor": cursor, "as_of": as_of}
@@ -228,6 +262,82 @@ class TrustViews:
 
     def report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
         """``/trust/report``: the lists and averages of all keys; every limit is strict."""
+        return self.faded_report(reader, params) if self.fades(params.kind) else self.kept_report(reader, params)
+
+    def kept_report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
+        """The report without a half-life, of lists that are kept: but for the seconds since an update, nothing depends on the moment."""
+        kind, least, limit = params.kind, params.min_sample, params.limit
+        wanted: dict[Hashable, Callable[[], Part]] = {(name, kind, least): partial(Order, partial(self.spot, name, kind, least)) for name in SPOTS}
+        wanted["sums", kind] = lambda: Totals(partial(self.sums, kind), 2)
+        found: Mapping[Any, Any] = reader.lists(self.source, wanted)
+        high, low, sure, unsure, updated = (found[name, kind, least] for name in SPOTS)
+        totals: Totals = found["sums", kind]
+        at_us = moment_of(reader, params.at)
+
+        def entry(key: Key) -> dict[str, Any]:
+            full = self.render(key[0], key[1], self.state(reader, *key), at_us)
+            wanted = ("kind", "id", "trust", "strength", "wald", "beta_interval", "sample_size", "seconds_since_update")
+            return {name: full[name] for name in wanted}
+
+        def by_time(places: Iterable[Place], sign: int, met: Callable[[float], bool]) -> list[dict[str, Any]]:
+            """The first by seconds, then by name: `places` are in the order of their times, from where the first are."""
+            best: list[tuple[float, Key]] = []
+            for last_update, key in places:
+                seconds = max(0, at_us - last_update) / SECOND_US
+                if not met(seconds) or (len(best) >= limit and sign * seconds != best[-1][0]):
+                    break
+                best.append((sign * seconds, key))
+            return [entry(key) for _, key in nsmallest(limit, best)]
+
+        n, n_scarce = totals.n, len(unsure)
+        trusts, strengths = totals.sums()
+        return {
+            "high_trust": [entry(place[-1]) for place in high.first(limit)],
+            "low_trust": [entry(place[-1]) for place in low.first(limit)],
+            "high_confidence": [entry(place[-1]) for place in sure.first(limit)],
+            "low_confidence": [entry(place[-1]) for place in unsure.first(limit)],
+            "recently_updated": by_time(updated.from_end(), 1, lambda seconds: seconds < 3600),
+            "stale": by_time(updated, -1, lambda seconds: seconds > 86_400),
+            "summary": {
+                "total_entities": n,
+                "active_entities": n - n_scarce,
+                "avg_trust": trusts / n if n else None,
+                "avg_confidence": strengths / n if n else None,
+            },
+            "as_of": rfc3339_or_none(reader.as_of()),
+        }
+
+    def figures(self, key: Key, state: TrustState) -> tuple[float, float, float]:
+        """Effective number of observations, trust and strength of a key without a half-life."""
+        rule = self.fold.rule(key[0])
+        alpha, beta_ = state.alpha, state.beta
+        effective_n = alpha + beta_ - rule.a0 - rule.b0
+        return effective_n, alpha / (alpha + beta_), beta.strength(effective_n, rule.k, rule.mid)
+
+    def sums(self, kind: str | None, key: Key, state: TrustState) -> tuple[float, ...] | None:
+        """What a key adds to the sums of trust and strength."""
+        return self.figures(key, state)[1:] if kind is None or key[0] == kind else None
+
+    def spot(self, name: str, kind: str | None, least: float | None, reader: Reader, key: Key, state: TrustState) -> Place | None:
+        """Where a key stands in one of the report's lists, `SPOTS`."""
+        if kind is not None and key[0] != kind:
+            return None
+        effective_n, trust, strength = self.figures(key, state)
+        enough = effective_n >= (self.fold.rule(key[0]).min_sample if least is None else least)
+        if name == "low_confidence":
+            return None if enough else (strength, key)
+        if not enough:
+            return None
+        if name == "high_trust":
+            return (-trust, key) if trust > 0.8 else None
+        if name == "low_trust":
+            return (trust, key) if trust < 0.2 else None
+        if name == "high_confidence":
+            return (-strength, key) if strength > 0.8 else None
+        return None if state.last_update is None else (state.last_update, key)
+
+    def faded_report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
+        """The report at a moment, by looking at every key."""
         known = self.every(reader, params.kind)
         at_us = moment_of(reader, params.at)
         enough: list[Figures] = []

@@ -7,15 +7,15 @@ not flagged; ranks order what is shown, so that no rounding noise of a float bre
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import nsmallest
+from functools import partial
 from math import inf, isfinite, sqrt
-from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .fold import BadParameter, NotFound, Reader, View, page
+from .fold import BadParameter, NotFound, Reader, View
 from .hours import NO_HOUR
+from .orders import Key, Order, Place, Source, same, whole_of
 from .times import rfc3339, rfc3339_or_none
 from .variable_exports import all_scores
 from .variable_states import TOPIC, History, Partial, Registration, Sums, VariableSettings, VariableTables
@@ -211,6 +211,7 @@ class Scores:
     def __init__(self, kept: VariableTables, settings: VariableSettings) -> None:
         self.kept = kept
         self.settings = settings
+        self.source: Source[tuple[list[Partial], Registration | None]] = Source({kept.partials: same, kept.registry: same}, self.keyed, self.parts)
 
     def one(self, reader: Reader, name: str) -> Merged:
         """A variable, even one of which nothing is known."""
@@ -238,6 +239,15 @@ class Scores:
                 yield key[0], states, registration
         for key, registration in registry.items():
             yield key[0], [], registration
+
+    def keyed(self, reader: Reader) -> Iterator[tuple[Key, tuple[list[Partial], Registration | None]]]:
+        """All of them by key, for lists."""
+        return (((name,), (states, registration)) for name, states, registration in self.found(reader))
+
+    def parts(self, reader: Reader, key: Key) -> tuple[list[Partial], Registration | None] | None:
+        """Partials and registration of one of them; None of a variable that has neither forecasts nor a registration."""
+        states, registration = reader.rows(self.kept.partials, key), newest(reader.rows(self.kept.registry, key))
+        return (states, registration) if registration is not None or any([state.count for state in states]) else None
 
     def every(self, reader: Reader) -> Iterator[Merged]:
         """All of them, merged."""
@@ -334,45 +344,51 @@ def variable_views(kept: VariableTables, settings: VariableSettings) -> list[Vie
         return {**scores.score(merged, reader.as_of(), params.exact), **details}
 
     def listed(reader: Reader, params: ListParams) -> dict[str, Any]:
-        unknown: dict[str, int] = {}
-        shown = []
-        for one in scores.found(reader):
-            name, states, known = one
-            if not scores.admits(known):
-                unknown[name] = sum(state.count for state in states)
-            elif (
-                (not params.min_count or sum(state.count for state in states) >= params.min_count)
+        def admitted(reader: Reader, key: Key, found: tuple[list[Partial], Registration | None]) -> Place | None:
+            states, known = found
+            if (
+                scores.admits(known)
+                and (not params.min_count or sum(state.count for state in states) >= params.min_count)
                 and (params.kind is None or (known is not None and known.kind == params.kind))
                 and (params.registered is None or params.registered == (known is not None))
             ):
-                shown.append(one)
-        shown.sort(key=itemgetter(0))
-        on_page, cursor = page(shown, params.limit, params.cursor, itemgetter(0))
+                return key
+            return None
+
+        def others(reader: Reader, key: Key, found: tuple[list[Partial], Registration | None]) -> Place | None:
+            return None if scores.admits(found[1]) else (key[0], sum(state.count for state in found[0]))
+
+        name = "list", params.min_count, params.kind, params.registered
+        lists = reader.lists(scores.source, {name: lambda: Order(admitted), "unknown": lambda: Order(others)})
+        on_page, cursor = lists[name].page(params.limit, params.cursor, whole_of, lambda place: place[0])
         overflow = sum(state.n for state in reader.rows(kept.overflow, ()))
         as_of = reader.as_of()
         return {
-            "variables": [scores.score(Merged(*one), as_of, params.exact) for one in on_page],
-            "unknown": dict(sorted(unknown.items())) if params.cursor is None else {},
+            "variables": [scores.score(scores.one(reader, name), as_of, params.exact) for (name,) in on_page],
+            "unknown": dict(lists["unknown"]) if params.cursor is None else {},
             "overflow": overflow,
             "cursor": cursor,
             "as_of": rfc3339_or_none(as_of),
         }
 
+    def ranked(score: str, sign: int, min_count: int, reader: Reader, key: Key, found: tuple[list[Partial], Registration | None]) -> Place | None:
+        states, registration = found
+        if not scores.admits(registration):
+            return None
+        tally = Tally(states)
+        if tally.count < min_count:
+            return None
+        value = scores.value(tally, score)
+        return value is None, 0.0 if value is None else sign * value, tally.first, key[0]
+
     def rank(reader: Reader, params: RankParams) -> dict[str, Any]:
         key = params.key
         if key not in RANK_KEYS:
             raise BadParameter("key", f"expected one of {', '.join(RANK_KEYS)}")
-        found = []
-        sign = -1 if params.order == "desc" else 1
-        for name, states, registration in scores.found(reader):
-            if scores.admits(registration):
-                tally = Tally(states)
-                if tally.count >= params.min_count:
-                    value = scores.value(tally, key)
-                    found.append((value is None, 0.0 if value is None else sign * value, tally.first, name, states, registration))
+        name = "rank", key, params.order, params.min_count
+        order: Order = reader.lists(scores.source, {name: lambda: Order(partial(ranked, key, -1 if params.order == "desc" else 1, params.min_count))})[name]
         as_of = reader.as_of()
-        best = nsmallest(params.limit, found, key=itemgetter(0, 1, 2, 3))
-        shown = [{"rank": at, **scores.score(Merged(*one[3:]), as_of)} for at, one in enumerate(best, 1)]
+        shown = [{"rank": at, **scores.score(scores.one(reader, place[-1]), as_of)} for at, place in enumerate(order.first(params.limit), 1)]
         names = [score["name"] for score in shown]
         return {"key": key, "order": params.order, "names": names, "variables": shown, "as_of": rfc3339_or_none(as_of)}
 

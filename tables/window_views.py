@@ -17,7 +17,7 @@ import msgspec
 from .fold import BadParameter, Reader, View
 from .moments import Moments
 from .regression import fit_pairs
-from .series_view import series_view
+from .series_view import chosen, series_view
 from .times import DAY_US, HOUR_US, MINUTE_US, SECOND_US, rfc3339, rfc3339_or_none, to_us
 from .windows import RINGS, SLOTS, SPANS, Bucket, NonFinite
 
@@ -146,9 +146,8 @@ class WindowReader:
             if states:
                 self.series[exact] = states
         else:
-            for key, found in reader.scan(self.kept.series):
-                if key[0] == metric and (model is None or key[1] == model) and (run is None or key[2] == run):
-                    self.series[key] = found
+            order, (low, high) = chosen(reader, self.kept.source, (metric, model, run), lambda key, states: key)
+            self.series = {key: reader.rows(self.kept.series, key) for key in order.sorted.islice(low, high)}
         self.as_of = reader.as_of()
 
     def buckets(self, level: int, low: int, high: int) -> dict[int, Bucket]:

@@ -21,6 +21,7 @@ which are series of their own in the sizes of 1 h and 1 day. Learning events fee
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from math import ceil, inf, log
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -30,6 +31,7 @@ from streams.events import LearningRecorded, MetricRecorded
 
 from .fold import Fold, Reader
 from .moments import Moments, Pairs
+from .orders import Source, states_of
 from .rows import Table
 from .sketch import LOG_GAMMA, MAX_BUCKETS, ZERO, Sketch
 from .times import DAY_US, HOUR_US, MINUTE_US
@@ -318,6 +320,11 @@ class SeriesWindows:
         self._patience_us = self._size_us + SPANS[finest].grace_us
         self._ring = RINGS[finest]
         self._first: Table[Bucket] = self.ring(finest)
+
+    @cached_property
+    def source(self) -> Source[list[Series]]:
+        """The series, for lists of them."""
+        return states_of(self.series)
 
     def ring(self, level: int) -> Table[Bucket]:
         """Window table of a size, which is not below the finest."""

@@ -1,0 +1,507 @@
+"""Lists that are kept between questions, so that a page of a list costs what is on it, and what changed, but not every key.
+
+The rules this file keeps:
+  * what is kept is what a scan would make: one function gives a key's place from its rows, whoever asks it, and a reader that
+    keeps nothing makes the list anew by the same function;
+  * a place depends on the key's rows and the settings alone, never on the moment of asking;
+  * a key is looked at again when one of its rows was changed, made or dropped since, whoever wrote it;
+  * what is kept is bounded, and dropped when nobody asks for it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import frexp
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from sortedcontainers import SortedList
+
+from .fold import BadParameter, Reader
+from .rows import Row, S, Table, unescape
+
+if TYPE_CHECKING:
+    from .partition import Partition
+
+F = TypeVar("F")
+Key = tuple[str, ...]
+Place = tuple[Any, ...]
+"""Where a key stands in a list: what the list is sorted by, then what tells it from every other."""
+MOST_KEPT = 2_000_000
+"""Places and figures kept by one worker; about 150 to 300 bytes each."""
+MOST_LISTS = 24
+"""Lists kept of one tenant's keys; of more the one that was asked for longest ago goes."""
+IDLE_S = 300.0
+"""Seconds after the last question for which a tenant's lists are kept."""
+AFRESH = 4
+"""A list of which more than one in so many keys changed is made anew: that is cheaper."""
+
+
+class Part(Protocol):
+    """What can be kept of a source's keys."""
+
+    def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
+        """Take every key with its figures; it was empty."""
+        ...
+
+    def set(self, reader: Reader, key: Key, figures: Any) -> None:
+        """Take a key's figures as they are now; None = it is not in the source any more."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Order:
+    """Keys by their places.
+
+    Args:
+        place: (reader, key, figures) -> the key's place, several in a list, or None where it has none. Places are unique.
+
+    Attributes:
+        sorted: the places.
+    """
+
+    def __init__(self, place: Callable[[Reader, Key, Any], Place | list[Place] | None]) -> None:
+        self.place = place
+        self.places: dict[Key, Place | list[Place]] = {}
+        self.sorted: Any = SortedList()
+
+    def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
+        """Every key at once."""
+        place = self.place
+        self.places = {key: at for key, figures in found if (at := place(reader, key, figures)) is not None}
+        self.sorted = SortedList(one for at in self.places.values() for one in (at if at.__class__ is list else (at,)))
+
+    def set(self, reader: Reader, key: Key, figures: Any) -> None:
+        """One key anew."""
+        before = self.places.get(key)
+        at = None if figures is None else self.place(reader, key, figures)
+        if at == before:
+            return
+        if before is not None:
+            for one in before if before.__class__ is list else (before,):
+                self.sorted.remove(one)
+            del self.places[key]
+        if at is not None:
+            self.sorted.update(at) if at.__class__ is list else self.sorted.add(at)
+            self.places[key] = at
+
+    def __len__(self) -> int:
+        return len(self.sorted)
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.sorted)
+
+    def span(self, prefix: Place) -> tuple[int, int]:
+        """Of the places that begin with these strings: index of the first, and behind the last."""
+        if not prefix:
+            return 0, len(self.sorted)
+        return self.sorted.bisect_left(prefix), self.sorted.bisect_left((*prefix[:-1], prefix[-1] + "\0"))
+
+    def page(
+        self,
+        limit: int,
+        cursor: str | None,
+        key_of: Callable[[str], Key],
+        name: Callable[[Place], str],
+        *,
+        span: tuple[int, int] | None = None,
+        backwards: bool = False,
+    ) -> tuple[list[Place], str | None]:
+        """One page, as `tables.fold.page` cuts it from the whole list.
+
+        Args:
+            limit: 1 or more.
+            cursor: the name of the last place shown.
+            key_of: the key that a cursor may name.
+            name: of a place; of several places of one key the same.
+            span: of this part of the list alone.
+            backwards: from the end of the list.
+
+        Raises:
+            BadParameter: the cursor is of no place here.
+        """
+        low, high = span or (0, len(self.sorted))
+        start = high if backwards else low
+        if cursor is not None:
+            at = self.places.get(key_of(cursor))
+            last: Place | None = at[-1 if backwards else 0] if isinstance(at, list) else at
+            index = -1 if last is None or name(last) != cursor else self.sorted.index(last)
+            if not low <= index < high:
+                raise BadParameter("cursor", "the cursor is not of this list; start again without it")
+            start = index if backwards else index + 1
+        if backwards:
+            shown = list(self.sorted.islice(max(low, start - limit), start, reverse=True))
+            more = start - limit > low
+        else:
+            shown = list(self.sorted.islice(start, min(high, start + limit)))
+            more = start + limit < high
+        return shown, name(shown[-1]) if shown and more else None
+
+    def from_end(self) -> Iterator[Place]:
+        """The places, last first."""
+        return reversed(self.sorted)  # type: ignore[no-any-return]  # sortedcontainers is untyped
+
+    def first(self, limit: int) -> list[Place]:
+        """The first places."""
+        return list(self.sorted.islice(0, limit))
+
+
+class Exact:
+    """A sum of doubles that is rounded once, when it is asked for: what `math.fsum` gives of them all.
+
+    Example:
+        >>> sum_ = Exact()
+        >>> for x in (0.1, 1e17, 0.2, -1e17):
+        ...     sum_.add(x, 1)
+        >>> sum_.value()
+        0.30000000000000004
+    """
+
+    __slots__ = ("total",)
+    SCALE = 1126  # frexp's mantissa as 53 bits, and the least exponent of a double
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, x: float, sign: int) -> None:
+        """Add a finite number, or take it away."""
+        mantissa, exponent = frexp(x)
+        self.total += sign * int(mantissa * 9007199254740992.0) << exponent + self.SCALE - 53
+
+    def value(self) -> float:
+        """The sum."""
+        return self.total / (1 << self.SCALE)
+
+
+class Totals:
+    """Exact sums of figures over all keys.
+
+    Args:
+        values: (key, figures) -> what is added up, None = nothing of this key.
+        n: how many numbers that are.
+
+    Attributes:
+        values_of: key -> what it has in the sums.
+    """
+
+    def __init__(self, values: Callable[[Key, Any], tuple[float, ...] | None], n: int) -> None:
+        self.values = values
+        self.values_of: dict[Key, tuple[float, ...] | None] = {}
+        self._sums = [Exact() for _ in range(n)]
+        self._n = 0
+
+    def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
+        """Every key at once."""
+        for key, figures in found:
+            self.set(reader, key, figures)
+
+    def set(self, reader: Reader, key: Key, figures: Any) -> None:
+        """One key anew."""
+        values = None if figures is None else self.values(key, figures)
+        before = self.values_of.get(key)
+        if figures is None:
+            self.values_of.pop(key, None)
+        else:
+            self.values_of[key] = values
+        if values == before:
+            return
+        for sign, numbers in ((-1, before), (1, values)):
+            if numbers is not None:
+                self._n += sign
+                for total, x in zip(self._sums, numbers, strict=True):
+                    total.add(x, sign)
+
+    def __len__(self) -> int:
+        """Keys, also those that add nothing."""
+        return len(self.values_of)
+
+    @property
+    def n(self) -> int:
+        """Keys that add something."""
+        return self._n
+
+    def sums(self) -> list[float]:
+        """The sums, each as `math.fsum` rounds it."""
+        return [total.value() for total in self._sums]
+
+
+class Columns:
+    """Figures of every key in the order of the keys, a list a figure: for sums that are rounded at every step, in that order.
+
+    Args:
+        lines: (key, figures) -> its lines, each a place and then the figures; [] = none.
+        n: figures of a line.
+
+    Attributes:
+        places: sorted.
+        columns: a list for each figure.
+    """
+
+    def __init__(self, lines: Callable[[Key, Any], list[tuple[Place, tuple[Any, ...]]]], n: int) -> None:
+        self.lines = lines
+        self.places: list[Place] = []
+        self.columns: list[list[Any]] = [[] for _ in range(n)]
+        self._of: dict[Key, list[Place]] = {}
+        self._later: dict[Key, list[tuple[Place, tuple[Any, ...]]]] = {}
+
+    def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
+        """Every key at once."""
+        for key, figures in found:
+            self.set(reader, key, figures)
+
+    def set(self, reader: Reader, key: Key, figures: Any) -> None:
+        """One key anew; taken in when the columns are asked for."""
+        self._later[key] = [] if figures is None else self.lines(key, figures)
+
+    def __len__(self) -> int:
+        return (len(self.places) + len(self._later)) * (1 + len(self.columns)) // 2
+
+    def settled(self) -> list[list[Any]]:
+        """The columns, with all that changed."""
+        later, self._later = self._later, {}
+        fresh: list[tuple[Place, tuple[Any, ...]]] = []
+        gone: set[Place] = set()
+        for key, lines in later.items():
+            before = self._of.get(key, ())
+            kept = set(before)
+            for place, figures in lines:
+                if place in kept:
+                    kept.discard(place)
+                    at = bisect_left(self.places, place)
+                    for column, x in zip(self.columns, figures, strict=True):
+                        column[at] = x
+                else:
+                    fresh.append((place, figures))
+            gone |= kept
+            if lines:
+                self._of[key] = [place for place, _ in lines]
+            else:
+                self._of.pop(key, None)
+        if gone:
+            stay = [place not in gone for place in self.places]
+            for column in (self.places, *self.columns):
+                column[:] = [x for x, stays in zip(column, stay, strict=True) if stays]
+        if fresh:
+            fresh.sort()
+            self._insert(fresh)
+        return self.columns
+
+    def span(self, first: str) -> tuple[int, int]:
+        """Of the settled lines whose key begins with this part: index of the first, and behind the last. Their places begin with their keys."""
+        return bisect_left(self.places, ((first,),)), bisect_left(self.places, ((first + "\0",),))
+
+    def _insert(self, fresh: list[tuple[Place, tuple[Any, ...]]]) -> None:
+        """Lines whose places are new, sorted."""
+        at = [bisect_left(self.places, place) for place, _ in fresh] if self.places else []
+        news: list[Sequence[Any]] = [[place for place, _ in fresh], *zip(*(figures for _, figures in fresh), strict=True)]
+        if not at:
+            for column, new in zip((self.places, *self.columns), news, strict=True):
+                column[:] = new
+            return
+        for column, new in zip((self.places, *self.columns), news, strict=True):
+            whole: list[Any] = []
+            done = 0
+            for index, x in zip(at, new, strict=True):
+                if index > done:
+                    whole += column[done:index]
+                    done = index
+                whole.append(x)
+            whole += column[done:]
+            column[:] = whole
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Generic[F]):
+    """Where the keys of lists come from.
+
+    Args:
+        tables: table -> (key of its row -> key of the lists); whose changed rows make a key due.
+        every: (reader) -> all keys with their figures, each once, in any order.
+        one: (reader, key) -> the figures of one key, None where `every` would not have it.
+    """
+
+    tables: Mapping[Table[Any], Callable[[Key], Key]]
+    every: Callable[[Reader], Iterable[tuple[Key, F]]]
+    one: Callable[[Reader, Key], F | None]
+
+
+def states_of(table: Table[S]) -> Source[list[S]]:
+    """The keys of a table, each with its states over all partitions."""
+    return Source({table: same}, lambda reader: reader.scan(table), lambda reader, key: reader.rows(table, key) or None)
+
+
+def same(key: Key) -> Key:
+    """Rows of the table have the lists' keys."""
+    return key
+
+
+def parts_of(cursor: str) -> Key:
+    """The key whose encoded parts a cursor names, as `streams.keys.encode_key` joins them."""
+    return tuple(map(unescape, cursor.split("|")))
+
+
+def whole_of(cursor: str) -> Key:
+    """The key of one part that a cursor names."""
+    return (cursor,)
+
+
+def made(reader: Reader, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
+    """Lists for one question, made anew."""
+    found = {name: make() for name, make in wanted.items()}
+    if len(found) == 1:
+        next(iter(found.values())).fill(reader, source.every(reader))
+    elif found:
+        every = list(source.every(reader))
+        for part in found.values():
+            part.fill(reader, every)
+    return found
+
+
+@dataclass(eq=False)
+class Held:
+    """What is kept of a source's keys of one tenant.
+
+    Attributes:
+        parts: by name, the one asked for longest ago first.
+        due: keys to look at again.
+        used: when it was asked for last, seconds.
+    """
+
+    source: Source[Any]
+    tenant: str
+    parts: dict[Hashable, Any] = field(default_factory=dict)
+    due: set[Key] = field(default_factory=set)
+    used: float = 0.0
+
+    def size(self) -> int:
+        """Places and figures in it."""
+        return sum(len(part) for part in self.parts.values()) + len(self.due)
+
+
+class Keeper:
+    """What a worker keeps of the lists that were asked for, over partitions in memory. It is asked between records, never while one is absorbed.
+
+    Args:
+        partitions: topic (without prefix) -> its partitions; of one schema.
+        homes: table's wire name -> topics whose partitions keep it.
+        clock: seconds that never go back.
+        most: places and figures.
+
+    Attributes:
+        n_made, n_again: lists made by looking at every key; keys looked at again.
+    """
+
+    def __init__(
+        self,
+        partitions: Mapping[str, Sequence[Partition]],
+        homes: Mapping[str, tuple[str, ...]],
+        clock: Callable[[], float] = lambda: 0.0,
+        most: int = MOST_KEPT,
+    ) -> None:
+        self.partitions = partitions
+        self.homes = homes
+        self.clock = clock
+        self.most = most
+        self.held: dict[tuple[str, Source[Any]], Held] = {}
+        self.n_made = 0
+        self.n_again = 0
+        self._looked: dict[tuple[Partition, int], dict[Row, int]] = {}
+
+    def get(self, reader: Reader, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
+        """The lists of the reader's tenant as they are now, kept or made.
+
+        Args:
+            wanted: name -> its empty list; the same name always means the same list.
+        """
+        name = reader.tenant, source
+        self._collect(source)
+        held = self.held.pop(name, None)
+        if held is None:
+            held = Held(source, reader.tenant)
+        held.used = self.clock()
+        if held.due:
+            due, held.due = held.due, set()
+            if len(due) * AFRESH > max((len(part) for part in held.parts.values()), default=0) + 1_000:
+                held.parts.clear()
+            else:
+                self.n_again += len(due)
+                for key in due:
+                    figures = source.one(reader, key)
+                    for part in held.parts.values():
+                        part.set(reader, key, figures)
+        lacking = {one: make for one, make in wanted.items() if one not in held.parts}
+        if lacking:
+            self._watch(source)
+            self.n_made += len(lacking)
+        answer = {one: held.parts.pop(one) for one in wanted if one in held.parts} | made(reader, source, lacking)
+        held.parts |= answer
+        while len(held.parts) > max(MOST_LISTS, len(wanted)):
+            del held.parts[next(iter(held.parts))]
+        self.held[name] = held
+        self._bound()
+        return answer
+
+    def forget(self) -> None:
+        """Drop what nobody has asked for lately."""
+        now = self.clock()
+        idle = [name for name, held in self.held.items() if now - held.used > IDLE_S]
+        for name in idle:
+            del self.held[name]
+        if idle:
+            self._unwatch()
+
+    def size(self) -> int:
+        """Places and figures in all of it."""
+        return sum(held.size() for held in self.held.values())
+
+    def _bound(self) -> None:
+        if self.size() > self.most:
+            while self.held and self.size() > self.most:
+                del self.held[next(iter(self.held))]
+            self._unwatch()
+
+    def _over(self, table: Table[Any]) -> Iterator[Partition]:
+        for topic in self.homes.get(table.wire, tuple(self.partitions)):
+            yield from self.partitions.get(topic, ())
+
+    def _watch(self, source: Source[Any]) -> None:
+        for table in source.tables:
+            for partition in self._over(table):
+                if table.index not in partition.watched:
+                    partition.watched[table.index] = set()
+                    self._looked[(partition, table.index)] = {row: row.applied for row in partition.dirty[table.index]}
+
+    def _unwatch(self) -> None:
+        """Nobody marks changed rows of tables that no list is made of."""
+        needed = {table.index for held in self.held.values() for table in held.source.tables}
+        for partition, index in [place for place in self._looked if place[1] not in needed]:
+            partition.watched.pop(index, None)
+            del self._looked[(partition, index)]
+
+    def _collect(self, source: Source[Any]) -> None:
+        """Make due what changed in the rows of a source's tables, in every list that is made of them."""
+        for table in source.tables:
+            index = table.index
+            using: dict[str, list[tuple[Held, Callable[[Key], Key]]]] = {}
+            for held in self.held.values():
+                if table in held.source.tables:
+                    using.setdefault(held.tenant, []).append((held, held.source.tables[table]))
+            if not using:
+                continue
+            for partition in self._over(table):
+                marks = partition.watched.get(index)
+                if marks is None:  # too many were marked, or those who would have were not asked: nothing kept is of use
+                    for name in [name for name, held in self.held.items() if table in held.source.tables]:
+                        del self.held[name]
+                    self._unwatch()
+                    break
+                dirty = partition.dirty[index]
+                before = self._looked.get((partition, index), {})
+                for row in (*marks, *dirty):
+                    if before.get(row) != row.applied:
+                        for held, key_of in using.get(row.tenant, ()):
+                            held.due.add(key_of(row.key))
+                marks.clear()
+                self._looked[(partition, index)] = {row: row.applied for row in dirty}
