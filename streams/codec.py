@@ -134,7 +134,10 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
             return None
         ids = [event.id for event in events]
         tenants = {event.tenant for event in events}
-        if not tenants <= _known_tenants or not "".join(ids).isprintable() or not {event.derivedfrom for event in events} <= {None}:
+        if not tenants <= _known_tenants or not "".join(ids).isprintable():
+            return None
+        sources = {event.derivedfrom for event in events}
+        if sources != {None} and not all([source is None or 1 <= len(source) <= 256 for source in sources]):
             return None
         moments = [event.time for event in events]
         seconds = None if None in moments else [moment.timestamp() for moment in moments]  # type: ignore[union-attr]  # none is None

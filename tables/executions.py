@@ -71,17 +71,18 @@ class Executions:
         if facts is None:
             return
         place = bucket(task, WAITING_BUCKETS)
-        known = facts.find(execution, since_us)
+        at = facts.place(execution)
+        known = facts.told(at, since_us)
         seen = 0 if known is None else known[1]
         if seen & HAS_START:
             repeated = True
         else:
             repeated = False
             if known is None:
-                facts.put(execution, time_us, place << 2 | HAS_START, since_us)
+                facts.put(execution, time_us, place << 2 | HAS_START, since_us, at)
             else:
                 place = seen >> 2
-                facts.put(execution, known[0], seen | HAS_START, since_us)
+                facts.put(execution, known[0], seen | HAS_START, since_us, at)
         early: Waiting | None = None
         if not repeated:
             room = p.open(kept.waiting, tenant, WAITING_KEYS[place])
@@ -143,13 +144,14 @@ class Executions:
             facts = p.open(kept.executions, tenant, _IDS[bucket(execution, ID_BUCKETS)])
             if facts is None:
                 return
-            known = facts.find(execution, since_us)
+            at = facts.place(execution)
+            known = facts.told(at, since_us)
             if known is not None:
                 duplicate, started = bool(known[1] & HAS_COMPLETION), bool(known[1] & HAS_START)
                 if started:
                     place = known[1] >> 2
             if not duplicate:
-                facts.put(execution, time_us, place << 2 | HAS_COMPLETION | (HAS_START if started else 0), since_us)
+                facts.put(execution, time_us, place << 2 | HAS_COMPLETION | (HAS_START if started else 0), since_us, at)
         start: Waiting | None = None
         if not duplicate:
             room = p.open(kept.waiting, tenant, WAITING_KEYS[place])

@@ -40,6 +40,10 @@ def bucket(name: bytes, count: int) -> int:
 class Facts(msgspec.Struct, array_like=True, gc=False):
     """One bucket: packed `FACT`s, oldest record first, each digest once.
 
+    Attributes:
+        entries: the facts.
+        oldest_us: no fact was told before; known, a full bucket is not looked through each time.
+
     Example:
         >>> facts = Facts()
         >>> facts.put(digest("a", "x1"), 5_000_000, 7, 0)
@@ -48,30 +52,45 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     """
 
     entries: bytearray = msgspec.field(default_factory=bytearray)
+    oldest_us: int = -(2**62)
 
     def find(self, name: bytes, since_us: int) -> tuple[int, int] | None:
         """(time, value) of a digest told after `since_us`."""
-        at = self._at(name)
+        return self.told(self.place(name), since_us)
+
+    def told(self, at: int, since_us: int) -> tuple[int, int] | None:
+        """`find` by place."""
         if at < 0:
             return None
         _, time_us, value = _unpack(self.entries, at)
         return (time_us, value) if time_us > since_us else None
 
-    def put(self, name: bytes, time_us: int, value: int, since_us: int) -> None:
-        """Remember a fact in the place of an older one of that digest; in a full bucket those told before `since_us` go, else the oldest."""
+    def put(self, name: bytes, time_us: int, value: int, since_us: int, at: int | None = None) -> None:
+        """Remember a fact in the place of an older one of that digest; in a full bucket those told before `since_us` go, else the oldest.
+
+        Args:
+            at: its place, where it was asked for already.
+        """
+        if at is None:
+            at = self.place(name)
         entries = self.entries
-        at = self._at(name)
+        if time_us < self.oldest_us:
+            self.oldest_us = time_us
         if at >= 0:
             FACT.pack_into(entries, at, name, time_us, value)
             return
-        if len(entries) == _FULL and min(_all(entries)[1::3]) > since_us:  # the common case of what follows
-            del entries[:_WIDTH]
-        elif len(entries) >= _FULL:
-            alive = b"".join(FACT.pack(*fact) for fact in FACT.iter_unpack(entries) if fact[1] > since_us)
-            self.entries = entries = bytearray(alive[_WIDTH:] if len(alive) >= _FULL else alive)
+        if len(entries) >= _FULL:
+            if self.oldest_us <= since_us:
+                self.oldest_us = min(time_us, *_all(entries)[1::3])
+            if self.oldest_us > since_us:
+                del entries[:_WIDTH]
+            else:
+                alive = b"".join(FACT.pack(*fact) for fact in FACT.iter_unpack(entries) if fact[1] > since_us)
+                self.entries = entries = bytearray(alive[_WIDTH:] if len(alive) >= _FULL else alive)
         entries += FACT.pack(name, time_us, value)
 
-    def _at(self, name: bytes) -> int:
+    def place(self, name: bytes) -> int:
+        """Where a digest's fact begins, -1 where there is none; until something is put."""
         entries = self.entries
         at = entries.find(name)
         while at >= 0 and at % _WIDTH:  # the same eight bytes across two fields

@@ -17,7 +17,7 @@ from .alerting import LEVELS
 from .facts import bucket, digest
 from .fold import MergedRule, Reader, Standing, Verdict
 from .performance_names import MOST_JUDGED_PAIRS, Rooms
-from .performance_rows import EVALUATED, JUDGED, OTHER, Judgments, Pending, TaskJudgments
+from .performance_rows import ALWAYS, EVALUATED, JUDGED, OTHER, Judgments, Pending, TaskJudgments
 from .times import DAY_US
 from .verdicts import limit_of, overall, pass_limits, verdict
 
@@ -36,7 +36,6 @@ FACT_BUCKETS = 4096
 FACT_KEYS = tuple((str(i),) for i in range(FACT_BUCKETS))
 PENDING_BUCKETS = 1024
 """Rows of verdicts that wait."""
-MOST_PENDING = 48
 TASK_BUCKETS = 4096
 """Rows of judged tasks."""
 TASK_KEYS = tuple((str(i),) for i in range(TASK_BUCKETS))
@@ -92,7 +91,9 @@ class JudgmentHandlers:
             if room is None:
                 return
             waiting = [one for one in room.entries if one.task == task and one.time_us > since_us]
-            room.entries = [one for one in room.entries if one.task != task and one.time_us > since_us]
+            if waiting or room.oldest_us <= since_us:
+                room.entries = [one for one in room.entries if one.task != task and one.time_us > since_us]
+                room.oldest_us = min((one.time_us for one in room.entries), default=ALWAYS)
         admitted = agent is not None and ground.admits(p, tenant, agent)
         if ground.count(p, tenant, EVALUATED) is None:
             return
@@ -133,10 +134,7 @@ class JudgmentHandlers:
                 room = p.open(kept.pending, tenant, FACT_KEYS[bucket(task, PENDING_BUCKETS)])
                 if room is None:
                     return
-                if len(room.entries) >= MOST_PENDING:
-                    alive = [one for one in room.entries if one.time_us > since_us]
-                    room.entries = alive[1:] if len(alive) >= MOST_PENDING else alive
-                room.entries.append(Pending(task, p.time_us, judge, says, data.overall_confidence))
+                room.add(Pending(task, p.time_us, judge, says, data.overall_confidence), since_us)
         limits = self.limits
         marks = [(name, value, value >= limit_of(name, limits)) for name, value in data.criteria.items()]
         keys = self._admit(p, tenant, agent, judge)
@@ -211,8 +209,10 @@ class JudgmentHandlers:
         if room is None:
             return
         entries = room.entries
-        found = next((one for one in entries if one.task == task and one.agent == agent and one.judge == judge), None)
-        if found is None:
+        for found in entries:
+            if found.task == task and found.agent == agent and found.judge == judge:
+                break
+        else:
             found = TaskJudgments(task, agent, judge, Judgments(p.offset))
             entries.append(found)
             if len(entries) > MOST_TASKS:

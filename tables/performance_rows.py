@@ -194,30 +194,45 @@ class Waiting(msgspec.Struct, array_like=True, gc=False):
 
 OPEN, TAKEN, EARLY, EARLY_TIMED = range(4)
 MOST_WAITING = 64
+MOST_PENDING = 48
 MOST_CHARACTERS = 12_000
 """Characters of names in a bucket of those who wait: at most 48 KB."""
 
 
 class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
-    """One bucket of those who wait, oldest record first."""
+    """One bucket of those who wait.
+
+    Attributes:
+        entries: oldest record first.
+        characters: of their names.
+        oldest_us: none of them came before; known, a full room is not looked through each time.
+        early: how many are completions.
+    """
 
     entries: list[Waiting] = []
     characters: int = 0
+    oldest_us: int = NEVER
+    early: int = 0
 
     def add(self, one: Waiting, since_us: int) -> None:
         """Let one in; those from before `since_us` go first where room is short, then completions, then starts, oldest first."""
         size = self.size_of(one)
         entries = self.entries
         if len(entries) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS:
-            alive = [e for e in entries if e.time_us > since_us]
-            if len(alive) < len(entries):
-                self.characters = sum(map(self.size_of, alive))
-            entries = self.entries = alive
+            if self.oldest_us <= since_us:
+                entries = self.entries = [e for e in entries if e.time_us > since_us]
+                self.characters = sum(map(self.size_of, entries))
+                self.oldest_us = min((e.time_us for e in entries), default=ALWAYS)
+                self.early = sum(e.state >= EARLY for e in entries)
             while entries and (len(entries) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS):
-                early = next((i for i, e in enumerate(entries) if e.state >= EARLY), 0)
-                self.characters -= self.size_of(entries.pop(early))
+                first = next((i for i, e in enumerate(entries) if e.state >= EARLY), 0) if self.early else 0
+                self._out(first)
         entries.append(one)
         self.characters += size
+        if one.state >= EARLY:
+            self.early += 1
+        if one.time_us < self.oldest_us:
+            self.oldest_us = one.time_us
 
     def of_execution(self, execution: bytes, since_us: int) -> Waiting | None:
         """Who waits under an execution_id."""
@@ -241,8 +256,13 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
         entries = self.entries
         at = next((i for i, e in enumerate(entries) if e is one), -1)
         if at >= 0:
-            del entries[at]
-            self.characters -= self.size_of(one)
+            self._out(at)
+
+    def _out(self, at: int) -> None:
+        one = self.entries.pop(at)
+        self.characters -= self.size_of(one)
+        if one.state >= EARLY:
+            self.early -= 1
 
     @staticmethod
     def size_of(one: Waiting) -> int:
@@ -476,9 +496,29 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
 
 
 class PendingRoom(msgspec.Struct, array_like=True, gc=False):
-    """One bucket of verdicts that wait, oldest record first."""
+    """One bucket of verdicts that wait.
+
+    Attributes:
+        entries: oldest record first.
+        oldest_us: none of them came before; known, a full room is not looked through each time.
+    """
 
     entries: list[Pending] = []
+    oldest_us: int = NEVER
+
+    def add(self, one: Pending, since_us: int) -> None:
+        """Let one in; where there is no room those from before `since_us` go, else the oldest."""
+        entries = self.entries
+        if len(entries) >= MOST_PENDING:
+            if self.oldest_us <= since_us:
+                self.oldest_us = min(e.time_us for e in entries)
+            if self.oldest_us > since_us:
+                del entries[0]
+            else:
+                entries = self.entries = [e for e in entries if e.time_us > since_us]
+        entries.append(one)
+        if one.time_us < self.oldest_us:
+            self.oldest_us = one.time_us
 
 
 class JudgmentWatch(msgspec.Struct, array_like=True, gc=False):

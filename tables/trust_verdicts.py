@@ -45,9 +45,14 @@ class Task(msgspec.Struct, array_like=True, gc=False):
 
 
 class TaskBucket(msgspec.Struct, array_like=True, gc=False):
-    """Tasks by digest of (agent or "", task), in the order in which they first came."""
+    """Tasks by digest of (agent or "", task), in the order in which they first came.
+
+    Attributes:
+        n_waiting: judgments that wait, of all tasks.
+    """
 
     tasks: dict[bytes, Task] = {}
+    n_waiting: int = 0
 
 
 class Verdicts:
@@ -70,8 +75,10 @@ class Verdicts:
         bucket, state = self._open(p, tenant, agent, task)
         if state.evaluated_us != NEVER and abs(one.time_us - state.evaluated_us) <= WITHIN_US:
             return state.passed
-        if sum(len(other.waiting) for other in bucket.tasks.values()) >= WAITING_A_BUCKET:
+        if bucket.n_waiting >= WAITING_A_BUCKET:
             del next(other.waiting for other in bucket.tasks.values() if other.waiting)[0]
+        else:
+            bucket.n_waiting += 1
         state.waiting.append(one)
         return None
 
@@ -81,11 +88,13 @@ class Verdicts:
         Raises:
             Absorbed: as `judged`.
         """
-        _, state = self._open(p, tenant, agent, task)
+        bucket, state = self._open(p, tenant, agent, task)
         time_us = p.time_us
         met = [one for one in state.waiting if abs(one.time_us - time_us) <= WITHIN_US]
         if state.waiting:  # what is too old for this one will be for every later one; a late evaluation may still come
-            state.waiting = [one for one in state.waiting if one.time_us > time_us + WITHIN_US]
+            kept = [one for one in state.waiting if one.time_us > time_us + WITHIN_US]
+            bucket.n_waiting -= len(state.waiting) - len(kept)
+            state.waiting = kept
         if time_us >= state.evaluated_us:
             state.evaluated_us, state.passed = time_us, passed
         return met
@@ -99,6 +108,6 @@ class Verdicts:
         state = tasks.get(digest)
         if state is None:
             if len(tasks) >= TASKS_A_BUCKET:
-                del tasks[next(iter(tasks))]
+                bucket.n_waiting -= len(tasks.pop(next(iter(tasks))).waiting)
             state = tasks[digest] = Task()
         return bucket, state
