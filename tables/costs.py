@@ -90,13 +90,13 @@ class Costs(Fold):
             micro = priced(tokens, prices.usd_per_token) if tokens else priced(calls, prices.usd_per_call)
             sums = Sums(micro=micro, estimated=micro, events=1, estimated_events=1, api_calls=calls, token_usage=tokens)
         self.rates.enter(event, p, p.time_us, calls)
-        self._enter(event, p, list(_scopes(data)), sums)
+        self._enter(event, p, _scopes(data), sums)
 
     def _refunded(self, event: Event, p: Partition) -> None:
         data: CostRefunded = event.data  # type: ignore[assignment]  # dispatched by type
         micro = micro_usd(data.cost)
         self.rates.enter(event, p, p.time_us, 0)
-        self._enter(event, p, list(_scopes(data)), Sums(micro=-micro, refunded=micro, refunds=1))
+        self._enter(event, p, _scopes(data), Sums(micro=-micro, refunded=micro, refunds=1))
 
     def _ticked(self, event: Event, p: Partition) -> None:
         data: ClockTicked = event.data  # type: ignore[assignment]  # dispatched by type
@@ -169,78 +169,77 @@ class Costs(Fold):
     def _enter(self, event: Event, p: Partition, scopes: list[str], sums: Sums) -> None:
         """Add a record's amount to every scope it names."""
         kept, tenant = self.kept, event.tenant
-        day = p.time_us // DAY_US
+        time_us = p.time_us
+        day = time_us // DAY_US
         self.outlooks.enter(event, p, day, scopes, sums.micro)
         today, ended = self._reach(event, p, day)
+        month = month_of(day)
+        number, place = day - month_start(month) + 1, slot(month)
+        is_kept, is_kept_of_runs = day >= kept.horizon(TENANT, today), day >= kept.horizon("run:", today)
+        ledgers, budgets = p.space(kept.ledgers, tenant), p.space(kept.budgets, tenant)
         overflow = False
         for scope in scopes:
-            if scope != TENANT and not self._admits(p, tenant, scope):
+            key = (scope,)
+            if key not in ledgers and not self._admits(p, tenant, scope):
                 overflow = True
                 continue
-            ledger = p.open(kept.ledgers, tenant, (scope,))
-            month = None
-            if day >= kept.horizon(scope, today):
-                month = self._open_month(p, tenant, scope, month_of(day), ended)
+            ledger = p.open(kept.ledgers, tenant, key)
+            row: Month | None = None
+            if is_kept_of_runs if scope.startswith("run:") else is_kept:
+                row = self._open_month(p, tenant, scope, month, ended) if ended else p.open(kept.months, tenant, (scope, place))
+                if row is not None and row.month != month:
+                    row.begin(month)
             elif scope == TENANT:
                 p.count_as(expired=1)
-            set_ones = p.read(kept.budgets, tenant, (scope,))  # where these limits are ahead, every ledger and month is
+            set_ones = p.read(kept.budgets, tenant, key) if key in budgets else None  # where these limits are ahead, every ledger and month is
+            limited = set_ones is not None or scope == TENANT  # else no budget, nothing to judge
             if ledger is not None:
-                self._enter_ledger(event, p, ledger, scope, set_ones, sums, day)
-            if month is not None:
-                self._enter_month(event, p, month, scope, set_ones, sums, day, today)
+                ledger.add(sums)
+                if ledger.first_us is None or time_us < ledger.first_us:
+                    ledger.first_us = time_us
+                if ledger.last_us is None or time_us > ledger.last_us:
+                    ledger.last_us = time_us
+                if limited:
+                    self._judge_ledger(event, p, ledger, scope, set_ones, sums, day)
+            if row is not None:
+                entry = row.days.get(number)
+                if entry is None:
+                    entry = row.days[number] = Day()
+                entry.add(sums)
+                if limited:
+                    self._judge_month(event, p, row, entry, scope, set_ones, day, today)
         if overflow:
             p.count_as(overflow=1)
 
-    def _enter_ledger(self, event: Event, p: Partition, ledger: Ledger, scope: str, set_ones: Budgets | None, sums: Sums, day: int) -> None:
-        ledger.add(sums)
-        time_us = p.time_us
-        if ledger.first_us is None or time_us < ledger.first_us:
-            ledger.first_us = time_us
-        if ledger.last_us is None or time_us > ledger.last_us:
-            ledger.last_us = time_us
-        if set_ones is None and scope != TENANT:
-            return  # no budget, nothing to judge
+    def _judge_ledger(self, event: Event, p: Partition, ledger: Ledger, scope: str, set_ones: Budgets | None, sums: Sums, day: int) -> None:
+        """Judge the cumulative and the total budget after an amount was added."""
         if ledger.starts is not None and day >= ledger.starts:
             ledger.since += sums.micro
-        limits = self.kept.limits(scope, set_ones, "cumulative")
-        ledger.cumulative_level = judge(
-            p,
-            event,
-            scope=scope,
-            kind="cumulative",
-            period=ledger.period,
-            limits=limits,
-            micro=ledger.cumulative,
-            level=ledger.cumulative_level,
-        )
-        limits = self.kept.limits(scope, set_ones, "total")
-        ledger.total_level = judge(p, event, scope=scope, kind="total", period="all", limits=limits, micro=ledger.micro, level=ledger.total_level)
+        limits, micro, level = self.kept.limits(scope, set_ones, "cumulative"), ledger.cumulative, ledger.cumulative_level
+        if level_of(limits, micro) != level:
+            ledger.cumulative_level = judge(p, event, scope=scope, kind="cumulative", period=ledger.period, limits=limits, micro=micro, level=level)
+        limits, micro, level = self.kept.limits(scope, set_ones, "total"), ledger.micro, ledger.total_level
+        if level_of(limits, micro) != level:
+            ledger.total_level = judge(p, event, scope=scope, kind="total", period="all", limits=limits, micro=micro, level=level)
 
-    def _enter_month(self, event: Event, p: Partition, row: Month, scope: str, set_ones: Budgets | None, sums: Sums, day: int, today: int) -> None:
+    def _judge_month(self, event: Event, p: Partition, row: Month, entry: Day, scope: str, set_ones: Budgets | None, day: int, today: int) -> None:
+        """Judge the daily and the monthly budget after an amount was added to a day."""
         kept, month = self.kept, row.month
-        number = day - month_start(month) + 1
-        entry = row.days.get(number)
-        if entry is None:
-            entry = row.days[number] = Day()
-        entry.add(sums)
-        if set_ones is None and scope != TENANT:
-            return
-        limits = kept.limits(scope, set_ones, "daily")
-        name = day_name(day)
-        if day == today:
-            entry.level = judge(p, event, scope=scope, kind="daily", period=name, limits=limits, micro=entry.micro, level=entry.level)
+        limits, micro, level = kept.limits(scope, set_ones, "daily"), entry.micro, entry.level
+        if day != today:
+            entry.told = judge_late(p, event, scope=scope, kind="daily", period=day_name(day), limits=limits, micro=micro, told=entry.told)
+        elif level_of(limits, micro) != level:
+            entry.level = judge(p, event, scope=scope, kind="daily", period=day_name(day), limits=limits, micro=micro, level=level)
             entry.told = max(entry.told, entry.level)
-        else:
-            entry.told = judge_late(p, event, scope=scope, kind="daily", period=name, limits=limits, micro=entry.micro, told=entry.told)
         limits = kept.limits(scope, set_ones, "monthly")
         if not limits:
             return
-        name = month_name(month)
-        if month == month_of(today):
-            row.level = judge(p, event, scope=scope, kind="monthly", period=name, limits=limits, micro=row.micro, level=row.level)
+        micro, level = row.micro, row.level
+        if month != month_of(today):
+            row.told = judge_late(p, event, scope=scope, kind="monthly", period=month_name(month), limits=limits, micro=micro, told=row.told)
+        elif level_of(limits, micro) != level:
+            row.level = judge(p, event, scope=scope, kind="monthly", period=month_name(month), limits=limits, micro=micro, level=level)
             row.told = max(row.told, row.level)
-        else:
-            row.told = judge_late(p, event, scope=scope, kind="monthly", period=name, limits=limits, micro=row.micro, told=row.told)
 
     def _sum_since(self, p: Partition, tenant: str, scope: str, ledger: Ledger, starts: int) -> int:
         """Sum of the days from `starts` on, micro-USD; the months' rows are read before this record opens any."""
@@ -318,15 +317,15 @@ class Costs(Fold):
         return scope == TENANT or (scope,) in ledgers or named < self.settings.max_cost_scopes
 
 
-def _scopes(data: CostIncurred | CostRefunded) -> Iterator[str]:
+def _scopes(data: CostIncurred | CostRefunded) -> list[str]:
     """Scopes that a cost or refund belongs to: the tenant first, each once."""
-    yield TENANT
+    scopes = [TENANT]
     if data.model is not None:
-        yield "model:" + data.model
+        scopes.append("model:" + data.model)
     if data.run is not None:
-        yield "run:" + data.run
+        scopes.append("run:" + data.run)
     if data.agent is not None:
-        yield "agent:" + data.agent
+        scopes.append("agent:" + data.agent)
     if data.tags:
-        for tag in dict.fromkeys(data.tags):
-            yield "tag:" + tag
+        scopes += ["tag:" + tag for tag in dict.fromkeys(data.tags)]
+    return scopes

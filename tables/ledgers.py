@@ -49,15 +49,20 @@ class Sums(msgspec.Struct, array_like=True):
     token_usage: int = 0
 
     def add(self, more: Sums) -> None:
-        """Add other sums to these, in place."""
+        """Add other sums to these, in place. (Assigning costs more than looking: what is 0 is passed over.)"""
         self.micro += more.micro
-        self.estimated += more.estimated
-        self.refunded += more.refunded
-        self.events += more.events
-        self.estimated_events += more.estimated_events
-        self.refunds += more.refunds
-        self.api_calls += more.api_calls
-        self.token_usage += more.token_usage
+        if more.events:
+            self.events += more.events
+            if more.api_calls:
+                self.api_calls += more.api_calls
+            if more.token_usage:
+                self.token_usage += more.token_usage
+            if more.estimated_events:
+                self.estimated += more.estimated
+                self.estimated_events += more.estimated_events
+        if more.refunds:
+            self.refunded += more.refunded
+            self.refunds += more.refunds
 
 
 class Ledger(Sums, array_like=True):
@@ -117,7 +122,7 @@ class Month(msgspec.Struct, array_like=True):
     @property
     def micro(self) -> int:
         """Sum of the month's days, micro-USD."""
-        return sum(day.micro for day in self.days.values())
+        return sum([day.micro for day in self.days.values()])
 
     def begin(self, month: int) -> None:
         """Take the slot for another month; the one before is out of the kept days."""
