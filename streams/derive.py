@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+_encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -24,8 +25,8 @@ def time_text(time_us: int) -> str:
         >>> time_text(1_772_409_600_000_001), time_text(-1)
         ('2026-03-02T00:00:00.000001Z', '1969-12-31T23:59:59.999999Z')
     """
-    second, rest = divmod(time_us, 1_000_000)
-    return f"{_second_text(second)}.{rest:06d}Z"
+    second = time_us // 1_000_000
+    return f"{_second_text(second)}.{time_us - second * 1_000_000:06d}Z"
 
 
 def event_bytes(
@@ -41,7 +42,7 @@ def event_bytes(
     if derivedfrom is not None:
         body["derivedfrom"] = derivedfrom
     body["data"] = data
-    return msgspec.json.encode(body)
+    return _encode(body)
 
 
 def dead_letter_headers(reason: str, error: str, topic: str, partition: int, offset: int, timestamp_ms: int) -> list[tuple[str, bytes]]:

@@ -510,6 +510,7 @@ class Partition:
         counters_row = self.spaces[COUNTERS.index][""][()]
         counted = counters_row.applied
         handlers, runs = self.schema.handlers, self.schema.runs
+        folded: dict[type[msgspec.Struct], int] = {}
         begin, end, size = 0, 0, len(records)
         while begin < size:
             record = records[begin]
@@ -538,7 +539,7 @@ class Partition:
                 while end < size and events[end].data.__class__ is cls and events[end].tenant == tenant:
                     end += 1
                 absorb_run(events[begin:end], offsets[begin:end], times[begin:end], self)
-                self._folded(cls, end - begin)
+                folded[cls] = folded.get(cls, 0) + end - begin
                 newest = max(times[begin:end])
                 self._moved(tenant, newest, offsets[times.index(newest, begin)])
                 begin = end
@@ -561,9 +562,13 @@ class Partition:
                 self._dead_letter(record, refusal.reason, refusal.error)
             else:
                 if self._counting:
-                    self._folded(cls, 1)
+                    folded[cls] = folded.get(cls, 0) + 1
             self._moved(event.tenant, time_us, offset)
             begin += 1
+        for cls, n in folded.items():
+            counters.folded += n
+            name: str = cls.TYPE  # type: ignore[attr-defined]  # every event's data has one
+            counters.types[name] = counters.types.get(name, 0) + n
         last = offsets[-1]
         self.next = last + 1
         if last > counted:
@@ -610,12 +615,6 @@ class Partition:
             mark.time_us = time_us
             row.applied = offset
             self.dirty[WATERMARK.index].add(row)
-
-    def _folded(self, cls: type[msgspec.Struct], n: int) -> None:
-        counters = self.counters()
-        counters.folded += n
-        name: str = cls.TYPE  # type: ignore[attr-defined]  # every event's data has one
-        counters.types[name] = counters.types.get(name, 0) + n
 
     def _dead_letter(self, record: Record, reason: str, error: str) -> None:
         if not self._counting:

@@ -53,6 +53,7 @@ KEPT_US = 30 * DAY_US
 NO_NAME = "unknown"
 """The forecast_id of forecasts without one: it names nothing, so it joins nothing."""
 
+_OBSERVED: str = TrustObserved.TYPE
 _encode = msgspec.json.Encoder().encode
 
 
@@ -122,26 +123,25 @@ class Derivation:
         id, time_us: of the event that they speak of.
     """
 
-    __slots__ = ("body", "id", "p", "tenant")
+    __slots__ = ("id", "p", "tenant", "time")
 
     def __init__(self, p: Partition, tenant: str, id: str, time_us: int) -> None:
         self.p, self.tenant, self.id = p, tenant, id
-        self.body: dict[str, Any] = {
-            "specversion": "1.0",
-            "id": "",
-            "source": p.source,
-            "type": TrustObserved.TYPE,
-            "time": time_text(time_us),
-            "tenant": tenant,
-            "derivedfrom": id,
-            "data": None,
-        }
+        self.time = time_text(time_us)
 
     def observe(self, kind: str, id: str, success: bool, weight: float) -> None:
         """Put out one observation, to the home of its key."""
-        p, tenant, body = self.p, self.tenant, self.body
-        body["id"] = derived_id(p.topic, tenant, self.id, TrustObserved.TYPE, f"{kind}|{id}")
-        body["data"] = {"kind": kind, "id": id, "success": success, "weight": weight}
+        p, tenant, source = self.p, self.tenant, self.id
+        body = {
+            "specversion": "1.0",
+            "id": derived_id(p.topic, tenant, source, _OBSERVED, f"{kind}|{id}"),
+            "source": p.source,
+            "type": _OBSERVED,
+            "time": self.time,
+            "tenant": tenant,
+            "derivedfrom": source,
+            "data": {"kind": kind, "id": id, "success": success, "weight": weight},
+        }
         p.publish(TOPIC, encode_key(tenant, kind, id), _encode(body))
 
 
