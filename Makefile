@@ -36,7 +36,7 @@ demo: $(DEMO_STAMP)  ## broker, worker and real training on this machine
 	@$(BIN)/pulsefold demo $(ARGS)
 
 test: $(STAMP)  ## unit, functional, packaging, browser and real-Kafka tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile tests/unit tests/simulation tests/functional tests/packaging $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder tests/packaging tests/simulation tests/functional tests/unit $(ARGS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/kafka tests/browser $(ARGS)
 
 check: lint types test  ## everything that CI checks

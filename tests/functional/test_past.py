@@ -111,13 +111,15 @@ def absorbed(worker: WorkerProcess) -> bool:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("days", [1, 300], ids=["from the archive", "from the log, as the archive has dropped some"])
-def test_at_five_moments_each_view_answers_later_what_the_worker_said_then(embedded: EmbeddedBroker, archiving: WorkerProcess, days: int) -> None:
+@pytest.mark.parametrize(("days", "moments"), [(1, 5), (300, 3)], ids=["from the archive", "from the log, as the archive has dropped some"])
+def test_at_several_moments_each_view_answers_later_what_the_worker_said_then(
+    embedded: EmbeddedBroker, archiving: WorkerProcess, days: int, moments: int
+) -> None:
     said: list[tuple[str, str, tuple[int, dict[str, Any]]]] = []
     begun = now()
     time.sleep(0.01)
     with SyncPublisher(embedded.bootstrap, source="test") as publisher:
-        for turn in range(5):
+        for turn in range(moments):
             for event in [*events(turn, late=timedelta(days=days)), *events(turn, "other")[: 2 + turn]]:
                 publisher.publish(event)
             publisher.flush(20)
