@@ -69,7 +69,7 @@ simulate: $(STAMP)  ## the core under SEEDS schedules
 fuzz: $(STAMP)  ## codec, folds and HTTP, SECONDS each by seed, by coverage (atheris) and by the API's description (schemathesis)
 	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(ARGS)
 
-audit: $(STAMP)  ## known vulnerabilities of what is installed; says so where nobody can be asked
+audit: $(STAMP)  ## known vulnerabilities of what is installed; says so where nobody can be asked, and fails then in CI (.ci/run audit)
 	$(BIN)/python -m tests.packaging.audit $(ARGS)
 
 clean:

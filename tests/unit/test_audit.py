@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..packaging.audit import NOT_DONE, mute, verdict
+from ..packaging.audit import NOT_DONE, code_of, mute, verdict
 
 FINE = {"name": "a", "version": "1", "vulns": []}
 BAD = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1"}]}
@@ -32,3 +32,8 @@ def test_who_knows_no_vulnerability_of_a_release_that_has_one_is_nobody_to_ask()
     assert "knows nothing" in (mute({"dependencies": [FINE]}) or "")
     assert "knows nothing" in (mute({"dependencies": [SKIPPED]}) or "")
     assert "could not ask" in (mute(None) or "")
+
+
+def test_what_could_not_be_asked_fails_ci_and_a_release_and_passes_at_home_alone() -> None:
+    assert [code_of(NOT_DONE, words, ci) for words, ci in (([], False), ([], True), (["--required"], False), (["--required"], True))] == [0, 3, 3, 3]
+    assert [code_of(code, [], ci) for code in (0, 1) for ci in (False, True)] == [0, 0, 1, 1]
