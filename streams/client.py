@@ -187,14 +187,17 @@ class Views(Generic[R]):
     def trusts(
         self, kind: str | None = None, ids: Names | None = None, *, z: float | None = None, at: Time | None = None,
         sort: Literal["trust", "effective_n", "last_update", "id"] | None = None, order: Literal["asc", "desc"] | None = None,
-        limit: int | None = None, cursor: str | None = None,
+        limit: int | None = None, cursor: str | None = None, distribution: bool | None = None,
     ) -> R:  # fmt: skip
         """Trust of many keys; those asked for and not known come with ``known: false``.
 
         With `ids` the answer has each under its id; those called ``as_of``, ``lag``, ``ready``, ``cursor`` or ``named``, as answers' own members are, in its
         member ``named``.
         """
-        return self.get("/trust", kind=kind, id=[ids] if isinstance(ids, str) else ids, z=z, at=at, sort=sort, order=order, limit=limit, cursor=cursor)
+        return self.get(
+            "/trust", kind=kind, id=[ids] if isinstance(ids, str) else ids, z=z, at=at, sort=sort, order=order, limit=limit, cursor=cursor,
+            distribution=distribution,
+        )  # fmt: skip
 
     def trust_history(self, kind: str, id: str, *, limit: int | None = None) -> R:
         """Means over time of one key."""

@@ -6,12 +6,12 @@ The rules this file keeps: a row is flat, so that a spreadsheet can draw it; eve
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from .distribution import distribution
 from .fold import BadParameter, NotFound, Reader, View
 from .goal_views import GoalsParams
 from .learning_figures import Streams
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 20_000
 """Points that one answer may hold."""
-BINS = 20
-"""Parts of [0, 1] that scores are counted in; the last one holds 1 too."""
-EDGES = tuple(n / BINS for n in range(BINS + 1))
 COLUMNS: dict[str, tuple[str, ...]] = {
     "curves": ("task", "run", "time", "episode_count", "score"),
     "scores": ("task", "run", "low", "high", "count", "share"),
@@ -95,16 +92,3 @@ class LearningPanels:
                 name, at = ("score", 3) if params.panel == "curves" else ("learning_rate", 4)
                 rows += [{**names, "time": rfc3339(point[0]), "episode_count": point[5], name: point[at]} for point in points]
         return rows, cursor
-
-
-def distribution(scores: list[float]) -> list[dict[str, Any]]:
-    """How many scores lie in each of `BINS` equal parts of [0, 1], `low` included and `high` not (1 is in the last); none for no scores.
-
-    Example:
-        >>> [(one["low"], one["count"], one["share"]) for one in distribution([0.1, 0.12, 1.0, 0.95]) if one["count"]]
-        [(0.1, 2, 0.5), (0.95, 2, 0.5)]
-    """
-    counts = [0] * BINS
-    for score in scores:
-        counts[min(bisect_right(EDGES, score), BINS) - 1] += 1
-    return [{"low": EDGES[n], "high": EDGES[n + 1], "count": counts[n], "share": counts[n] / len(scores)} for n in range(BINS)] if scores else []

@@ -18,6 +18,7 @@ import msgspec
 from streams.keys import encode_key
 
 from . import beta
+from .distribution import distribution, distribution_sorted
 from .fold import BadParameter, NotFound, Reader, View, names, page
 from .orders import Order, Part, Place, Source, Totals, parts_of, same
 from .times import SECOND_US, rfc3339, rfc3339_or_none, to_us
@@ -53,6 +54,7 @@ class ListParams(msgspec.Struct, frozen=True):
     """``/trust``: `ids` are comma-separated, `id` is repeated and taken as it is.
 
     The answer has each under its id; those that are called as answers' own members are (`BESIDE`) have their place under theirs in the member `named`.
+    A list has `distribution`, if that is asked for: how the trust of all keys, not of the page's, is spread.
     """
 
     kind: Kind | None = None
@@ -62,6 +64,7 @@ class ListParams(msgspec.Struct, frozen=True):
     at: Moment | None = None
     sort: Literal["trust", "effective_n", "last_update", "id"] = "id"
     order: Literal["asc", "desc"] = "asc"
+    distribution: bool = False
     limit: Limit = 100
     cursor: str | None = None
 
@@ -214,13 +217,27 @@ class TrustViews:
         """``/trust`` without ids."""
         if params.sort in ("trust", "effective_n") and self.fades(params.kind):
             return self.faded(reader, params)
-        name = "list", params.kind, params.sort, params.order == "desc" and params.sort != "id"
-        order: Order = reader.lists(self.source, {name: lambda: Order(partial(self.place, *name[1:]))})[name]
+        order = self.by_place(reader, params.kind, params.sort, params.order == "desc" and params.sort != "id")
         at_us, as_of = moment_of(reader, params.at), rfc3339_or_none(reader.as_of())
         backwards = params.sort == "id" and params.order == "desc"
         shown, cursor = order.page(params.limit, params.cursor, parts_of, lambda place: name_of(place[-1]), backwards=backwards)
         entries = [{**self.render(key[0], key[1], self.state(reader, *key), at_us, params.z), "as_of": as_of} for *_, key in shown]
-        return {"entries": entries, "cursor": cursor, "as_of": as_of}
+        return {"entries": entries, "cursor": cursor, **self.spread(reader, params, at_us), "as_of": as_of}
+
+    def by_place(self, reader: Reader, kind: str | None, sort: str, descending: bool) -> Order:
+        """The kept list of a kind's keys, or of all, in this order."""
+        name = "list", kind, sort, descending
+        found: Order = reader.lists(self.source, {name: lambda: Order(partial(self.place, *name[1:]))})[name]
+        return found
+
+    def spread(self, reader: Reader, params: ListParams, at_us: int) -> dict[str, Any]:
+        """How the trust of all keys of the list is distributed, where that is asked."""
+        if not params.distribution:
+            return {}
+        if not self.fades(params.kind):
+            return {"distribution": distribution_sorted(self.by_place(reader, params.kind, "trust", False).sorted)}
+        counts = [self.fold.rule(key[0]).counts(state, at_us) for key, state in self.every(reader, params.kind)]
+        return {"distribution": distribution([alpha / (alpha + beta_) for alpha, beta_ in counts])}
 
     def place(self, kind: str | None, sort: str, descending: bool, reader: Reader, key: Key, state: TrustState) -> Place | None:
         """Where a key stands in a list without a half-life; ties by name."""
@@ -251,7 +268,7 @@ class TrustViews:
         known.sort(key=size, reverse=params.order == "desc")  # stable: ties by name
         shown, cursor = page(known, params.limit, params.cursor, lambda item: name_of(item[0]))
         entries = [{**self.render(key[0], key[1], state, at_us, params.z), "as_of": as_of} for key, state in shown]
-        return {"entries": entries, "cursor": cursor, "as_of": as_of}
+        return {"entries": entries, "cursor": cursor, **self.spread(reader, params, at_us), "as_of": as_of}
 
     def history(self, reader: Reader, params: HistoryParams) -> dict[str, Any]:
         """``/trust/{kind}/{id}/history``"""

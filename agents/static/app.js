@@ -177,7 +177,7 @@ function become(token, tenant) {
   history.replaceState(null, "", tenant ? "#tenant=" + encodeURIComponent(tenant) : location.pathname);
   $("tenant").value = tenant;
   for (const name of Object.keys(drawn)) { delete drawn[name]; delete answers[name]; }
-  for (const body of document.querySelectorAll("tbody, .alerts, #tiles, #chart, [data-note]")) body.replaceChildren();
+  for (const body of document.querySelectorAll("tbody, .alerts, #tiles, .picture, [data-note]")) body.replaceChildren();
   for (const failed of document.querySelectorAll(".failed")) failed.remove();
   showAsFirst();
   state("connecting");
@@ -209,11 +209,14 @@ for (const box of document.querySelectorAll(".scroll")) {
   new ResizeObserver(fit).observe(box);
   new ResizeObserver(fit).observe(box.firstElementChild);
 }
-let chart_width = 0;
-new ResizeObserver(([{ contentRect }]) => {
-  if (Math.abs(contentRect.width - chart_width) > 8 && answers.metrics) parts.metrics.draw(answers.metrics);
-  chart_width = contentRect.width;
-}).observe($("chart"));
+for (const picture of document.querySelectorAll(".picture")) {
+  const part = picture.closest("section").id;
+  let width = 0;
+  new ResizeObserver(([{ contentRect }]) => {
+    if (Math.abs(contentRect.width - width) > 8 && answers[part]) parts[part].draw(answers[part]);
+    width = contentRect.width;
+  }).observe(picture);
+}
 document.addEventListener("visibilitychange", () => { if (document.hidden) { generation += 1; stop.abort(); clearTimeout(timer); } else if ($("state").dataset.state !== "locked") follow(); });
 addEventListener("hashchange", () => {
   const tenant = new URLSearchParams(location.hash.slice(1)).get("tenant");

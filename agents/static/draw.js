@@ -108,6 +108,28 @@ export function sparkline(numbers, words) {
   return picture;
 }
 
+/**
+ * How many of something lie in each part of 0…1, as pillars with axes; WIDTH in pixels, so that letters keep their size.
+ * bins: [{low, high, count}], upward.
+ */
+export function histogram(bins, words, WIDTH) {
+  const tall = 120, foot = tall - BOTTOM, most = Math.max(1, ...bins.map((b) => b.count));
+  const x = (v) => LEFT + v * (WIDTH - LEFT - RIGHT), y = (n) => TOP + (1 - n / most) * (foot - TOP);
+  const picture = svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${tall}`, role: "img", "aria-label": words });
+  const letters = (at, text) => { const label = svg("text", at); label.textContent = text; picture.append(label); };
+  for (const n of [0, most]) {
+    picture.append(svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(n), y2: y(n) }));
+    letters({ x: LEFT - 6, y: y(n) + 4, "text-anchor": "end" }, count(n));
+  }
+  for (const [v, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) letters({ x: x(v), y: tall - 6, "text-anchor": anchor }, String(v));
+  for (const b of bins.filter((one) => one.count)) {
+    const title = svg("title");
+    title.textContent = `${b.low} to ${b.high}: ${count(b.count)}`;
+    picture.append(svg("rect", { class: "pillar", x: (x(b.low) + 1).toFixed(1), width: (x(b.high) - x(b.low) - 2).toFixed(1), y: y(b.count).toFixed(1), height: (foot - y(b.count)).toFixed(1) }, title));
+  }
+  return picture;
+}
+
 const HEIGHT = 190, LEFT = 56, RIGHT = 10, TOP = 10, BOTTOM = 24;
 
 /**

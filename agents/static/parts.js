@@ -1,5 +1,5 @@
 // The parts of the page: what each asks and how it draws the answer. `get` asks a view; nothing here knows of connections.
-import { badge, bar, bytes, chart, count, fill, h, interval, missing, moment, named, percent, score, span, sparkline, swatch, usd, value } from "./draw.js";
+import { badge, bar, bytes, chart, count, fill, h, histogram, interval, missing, moment, named, percent, score, span, sparkline, swatch, usd, value } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
 const RANK = { shutdown: 4, critical: 3, warning: 2, info: 1 };
@@ -15,6 +15,8 @@ const table = (part) => $(part).querySelector("table");
 const note = (part, ...content) => $(part).querySelector("[data-note]").replaceChildren(...content);
 const more = (part, left, text = "Show more") => { const button = document.querySelector(`[data-more="${part}"]`); button.hidden = !left; button.textContent = text; };
 const query = (values) => new URLSearchParams(Object.entries(values).filter(([, v]) => v !== null && v !== undefined)).toString();
+/** Put a picture of the width that there is into its place; `make` null = nothing to draw yet. */
+const picture = (id, make, empty) => $(id).replaceChildren(make ? make(Math.max(240, $(id).clientWidth)) : h("p", { class: "empty" }, empty));
 const tiles = {};
 
 function tile(part, figure, words, tone) {
@@ -51,10 +53,12 @@ const alerts = {
 const trust = {
   async load(get) {
     const [sort, order] = $("trust-order").value.split(" ");
-    const [list, least] = await Promise.all([get("/trust?" + query({ sort, order, limit: limits.trust })), get("/trust?sort=trust&order=asc&limit=1")]);
-    return { list, least: least.entries[0] };
+    const [list, least] = await Promise.all([get("/trust?" + query({ sort, order, limit: limits.trust })), get("/trust?sort=trust&order=asc&limit=1&distribution=true")]);
+    return { list, least: least.entries[0], spread: least.distribution };
   },
-  draw({ list, least }) {
+  draw({ list, least, spread }) {
+    const keys = spread.reduce((sum, b) => sum + b.count, 0), most = spread.reduce((best, b) => (b.count > best.count ? b : best), spread[0]);
+    picture("trust-chart", keys ? (width) => histogram(spread, `Trust of ${count(keys)} keys: most of them, ${count(most.count)}, from ${most.low} to ${most.high}`, width) : null, "None so far.");
     fill(table("trust"), list.entries.map((t) => {
       const [low, high] = t.beta_interval;
       return [[named(t.id)], [t.kind, "quiet"],
@@ -154,13 +158,19 @@ const learning = {
     return Promise.all(streams.map(async (stream) => {
       const of = query({ task: stream.task, run: stream.run ?? "" });
       const [curve, trend] = await Promise.all([get(`/learning/curve?${of}&window=60`).catch(() => ({})), get(`/learning/trend?${of}`).catch(() => ({}))]);
-      return { stream, points: (curve.points || curve.curve || []).map((p) => p.score), trend };
+      const kept = curve.points || [];
+      return { stream, points: kept.map((p) => p.score), rates: kept.map((p) => ({ at: p.time, y: p.learning_rate })), trend };
     }));
   },
   draw(found) {
     const tone = { improving: "ok", declining: "warning" };
-    fill(table("learning"), found.map(({ stream, points, trend }) => [
-      [named(stream.task, stream.run && stream.run !== stream.task ? "run " + stream.run : null)],
+    const title = (s) => (s.run && s.run !== s.task ? `${s.task} run ${s.run}` : s.task);
+    const lines = found.slice(0, MOST_LINES).map(({ stream, rates }) => ({ name: title(stream), points: rates.map(({ at, y }) => ({ at: Date.parse(at), y, title: `${title(stream)} ${at.slice(11, 16)}: learning rate ${value(y)}` })) }));
+    const words = lines.filter((l) => l.points.length).map((l) => `${l.name} from ${value(l.points[0].y)} to ${value(l.points[l.points.length - 1].y)}`).join("; ");
+    picture("rates-chart", words ? (width) => chart(lines, `Learning rate: ${words}`, width) : null, "None so far.");
+    const marked = (label, at) => { if (at < MOST_LINES) label.prepend(swatch(at), " "); return label; };
+    fill(table("learning"), found.map(({ stream, points, trend }, at) => [
+      [marked(named(stream.task, stream.run && stream.run !== stream.task ? "run " + stream.run : null), at)],
       sparkline(points, points.length ? `last ${points.length} scores of ${stream.task}, from ${score(points[0])} to ${score(points[points.length - 1])}` : "no scores kept"),
       [score(trend.recent_avg), "n"], trend.enough === false || !trend.direction ? "too few" : badge(trend.direction, tone[trend.direction]),
       stream.converged ? "yes" : "not yet"]), "Nothing learned yet. learning.recorded events draw a curve for each task.");

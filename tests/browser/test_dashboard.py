@@ -43,6 +43,31 @@ def test_every_part_shows_what_was_published(tab: Tab) -> None:
     expect(page.locator("#chart svg")).to_have_attribute("aria-label", re.compile("^learning.performance_score by window"))
 
 
+def test_the_spread_of_trust_and_the_learning_rates_are_pictures_of_what_the_views_say(tab: Tab, broker: EmbeddedBroker) -> None:
+    with publisher(broker, "pictures") as to:
+        to.observe_many([events.Observation(kind="agent", id=f"a{n}", success=n < 9) for n in range(12)])  # 2/3 nine times, 1/3 three times
+        for n in range(5):
+            for run in ("one", "two"):
+                data = {"performance_score": 0.5, "convergence_metric": 0.5, "episode_count": n}
+                to.publish(events.LearningRecorded(task_type="t", run=run, learning_rate=0.1 / (n + 1) if run == "one" else 0.05, **data))
+    page = tab.open("/#tenant=pictures")
+    spread, rates = page.locator("#trust-chart svg"), page.locator("#rates-chart svg")
+    expect(spread).to_have_attribute("aria-label", "Trust of 12 keys: most of them, 9, from 0.65 to 0.7", timeout=10_000)
+    assert [one.text_content() for one in spread.locator("rect.pillar title").all()] == ["0.3 to 0.35: 3", "0.65 to 0.7: 9"]
+    expect(rates).to_have_attribute("aria-label", re.compile(r"^Learning rate: t run one from 0.1 to 0.02; t run two from 0.05 to 0.05$"), timeout=10_000)
+    assert [rates.locator(f".c{n} circle").count() for n in (0, 1, 2)] == [5, 5, 0]
+    low, high = (page.evaluate("(n) => Number(document.querySelectorAll('#trust-chart .pillar')[n].getAttribute('height'))", n) for n in (0, 1))
+    assert high == pytest.approx(3 * low, abs=0.2)
+    page.set_viewport_size(PHONE)
+    expect(spread).to_have_attribute("viewBox", re.compile(r"^0 0 3\d\d "))  # drawn again, so that letters keep their size
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.fill("#tenant", "nobody")
+    page.click("text=Show >> nth=0")
+    expect(page.locator("#trust-chart")).to_have_text("None so far.", timeout=10_000)
+    expect(page.locator("#rates-chart")).to_have_text("None so far.")
+    assert tab.problems == []
+
+
 def test_nothing_is_asked_of_anybody_else_and_nothing_breaks_the_policy(tab: Tab) -> None:
     page = tab.open()
     hosts = {urlsplit(url).netloc for url in tab.requests}

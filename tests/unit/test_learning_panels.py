@@ -14,9 +14,10 @@ import pytest
 
 from streams.cli.learning import export, panel_of
 from streams.errors import ConfigError
+from tables.distribution import EDGES
 from tables.fold import BadParameter
 from tables.learning import Learning
-from tables.learning_panels import COLUMNS, EDGES
+from tables.learning_panels import COLUMNS
 from tests.harness import Log
 from tests.service import TOKENS, Service
 

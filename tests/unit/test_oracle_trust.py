@@ -184,6 +184,13 @@ LOOSE = {"beta_interval": 1e-7}
 REPORTED = ("kind", "id", "trust", "strength", "wald", "beta_interval", "sample_size", "seconds_since_update")
 
 
+def spread(trusts: list[float]) -> list[dict[str, float]]:
+    """numpy's histogram."""
+    edges = [n / 20 for n in range(21)]
+    counts = np.histogram(trusts, edges)[0]
+    return [{"low": low, "high": high, "count": int(n), "share": n / len(trusts)} for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)]
+
+
 def report_of(answers: list[dict[str, Any]], limit: int = 100) -> dict[str, Any]:
     """The report by the words of trust.md §5.1."""
     enough = [a for a in answers if a["effective_n"] >= 5]
@@ -238,6 +245,8 @@ def test_every_view_of_trust_is_what_numpy_makes_of_the_events() -> None:
         answers = oracle.answers(at_us)
         by_name = sorted(answers, key=lambda a: (a["id"], a["kind"]))
         assert unequal({"entries": by_name, "as_of": text(oracle.as_of), "cursor": None}, log.get("/trust", **whole), loose=LOOSE) == []
+        for limit in (1, 1000):  # however long the page is, all keys are counted
+            assert log.get("/trust", now_us=at_us, limit=limit, distribution=True)["distribution"] == spread([a["trust"] for a in answers])
         for by in ("trust", "effective_n"):
             sorted_ = log.get("/trust", **whole, sort=by, order="desc")["entries"]
             assert unequal(sorted((a[by] for a in answers), reverse=True), [a[by] for a in sorted_]) == []
