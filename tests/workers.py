@@ -33,7 +33,7 @@ class WorkerProcess:
 
     def __init__(self, bootstrap: str, folder: Path, *, environment: dict[str, str] | None = None, **settings: object) -> None:
         self.port = free_ports(1)[0]
-        words: dict[str, object] = {"bootstrap": bootstrap, "web_port": self.port, "log_level": "warning", "alert_interval_s": 0.2}
+        words: dict[str, object] = {"bootstrap": bootstrap, "web_port": self.port, "log_level": "warning", "alert_interval_s": 0.2, "data_dir": folder / "data"}
         if "archive_dir" not in settings:
             words["roles"] = "fold,serve"  # an archivist is a process more
         self.settings = {**words, **settings}
