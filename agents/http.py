@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError
 from streams.codec import InvalidEvent, decode
 from streams.keys import record_key
 from tables.fold import BadParameter, NotFound, View
-from tables.orders import Keeper
+from tables.orders import ListKeeper
 from tables.partition import Schema
 from tables.reader import PartitionReader
 from tables.times import to_us
@@ -137,7 +137,7 @@ class Routes:
         self.raw_asked: dict[str, int] = {}
         self.n_requests: dict[tuple[str, int], int] = {}
         self.seconds: dict[str, float] = {}
-        self.keeper: Keeper | None = None
+        self.keeper: ListKeeper | None = None
 
     def use(self, schema: Schema) -> None:
         """Answer by this schema's views from now on."""
@@ -260,7 +260,7 @@ class Routes:
         """A reader bound to a tenant; it keeps lists for the next question, of the tables that serve."""
         engine = self.engine
         if self.keeper is None or self.keeper.partitions is not engine.partitions:
-            self.keeper = Keeper(engine.partitions, engine.schema.homes, time.monotonic)
+            self.keeper = ListKeeper(engine.partitions, engine.schema.homes, time.monotonic)
         return PartitionReader(engine.partitions, engine.schema.homes, tenant, time.time_ns() // 1000, self.keeper)
 
     async def view(self, request: web.Request, view: View | RawView, found: Mapping[str, str]) -> web.Response:

@@ -1,4 +1,4 @@
-"""Lists that nobody has asked for lately are dropped, also where nobody asks anything any more (`tables.orders.Keeper`)."""
+"""Lists that nobody has asked for lately are dropped, also where nobody asks anything any more (`tables.orders.ListKeeper`)."""
 
 from __future__ import annotations
 

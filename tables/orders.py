@@ -45,8 +45,8 @@ class Part(Protocol):
         """Take every key with its figures; it was empty."""
         ...
 
-    def set(self, reader: Reader, key: Key, figures: Any) -> None:
-        """Take a key's figures as they are now; None = it is not in the source any more."""
+    def take(self, reader: Reader, changed: Sequence[tuple[Key, Any]]) -> None:
+        """Take figures of keys as they are now, each key once; None = it is not in the source any more."""
         ...
 
     def __len__(self) -> int: ...
@@ -73,19 +73,32 @@ class Order:
         self.places = {key: at for key, figures in found if (at := place(reader, key, figures)) is not None}
         self.sorted = SortedList(one for at in self.places.values() for one in (at if at.__class__ is list else (at,)))
 
-    def set(self, reader: Reader, key: Key, figures: Any) -> None:
-        """One key anew."""
-        before = self.places.get(key)
-        at = None if figures is None else self.place(reader, key, figures)
-        if at == before:
-            return
-        if before is not None:
-            for one in before if before.__class__ is list else (before,):
-                self.sorted.remove(one)
-            del self.places[key]
-        if at is not None:
-            self.sorted.update(at) if at.__class__ is list else self.sorted.add(at)
-            self.places[key] = at
+    def take(self, reader: Reader, changed: Sequence[tuple[Key, Any]]) -> None:
+        """Some keys anew."""
+        places, place = self.places, self.place
+        old: list[Place] = []
+        new: list[Place] = []
+        for key, figures in changed:
+            before = places.get(key)
+            at = None if figures is None else place(reader, key, figures)
+            if at == before:
+                continue
+            if isinstance(before, list):
+                old += before
+            elif before is not None:
+                old.append(before)
+            if at is None:
+                del places[key]
+                continue
+            places[key] = at
+            if isinstance(at, list):
+                new += at
+            else:
+                new.append(at)
+        for one in sorted(old):  # in order, so that neighbours are found where the last one was: memory is what this waits for
+            self.sorted.remove(one)
+        for one in sorted(new):
+            self.sorted.add(one)
 
     def __len__(self) -> int:
         return len(self.sorted)
@@ -195,10 +208,14 @@ class Totals:
     def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
         """Every key at once."""
         for key, figures in found:
-            self.set(reader, key, figures)
+            self._set(key, figures)
 
-    def set(self, reader: Reader, key: Key, figures: Any) -> None:
-        """One key anew."""
+    def take(self, reader: Reader, changed: Sequence[tuple[Key, Any]]) -> None:
+        """Some keys anew."""
+        for key, figures in changed:
+            self._set(key, figures)
+
+    def _set(self, key: Key, figures: Any) -> None:
         values = None if figures is None else self.values(key, figures)
         before = self.values_of.get(key)
         if figures is None:
@@ -248,12 +265,12 @@ class Columns:
 
     def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
         """Every key at once."""
-        for key, figures in found:
-            self.set(reader, key, figures)
+        self.take(reader, found)
 
-    def set(self, reader: Reader, key: Key, figures: Any) -> None:
-        """One key anew; taken in when the columns are asked for."""
-        self._later[key] = [] if figures is None else self.lines(key, figures)
+    def take(self, reader: Reader, changed: Iterable[tuple[Key, Any]]) -> None:
+        """Some keys anew; their lines are put in when the columns are asked for."""
+        for key, figures in changed:
+            self._later[key] = [] if figures is None else self.lines(key, figures)
 
     def __len__(self) -> int:
         return (len(self.places) + len(self._later)) * (1 + len(self.columns)) // 2
@@ -380,7 +397,7 @@ class Held:
         return sum(len(part) for part in self.parts.values()) + len(self.due)
 
 
-class Keeper:
+class ListKeeper:
     """What a worker keeps of the lists that were asked for, over partitions in memory. It is asked between records, never while one is absorbed.
 
     Args:
@@ -427,10 +444,9 @@ class Keeper:
                 held.parts.clear()
             else:
                 self.n_again += len(due)
-                for key in due:
-                    figures = source.one(reader, key)
-                    for part in held.parts.values():
-                        part.set(reader, key, figures)
+                changed = [(key, source.one(reader, key)) for key in due]
+                for part in held.parts.values():
+                    part.take(reader, changed)
         lacking = {one: make for one, make in wanted.items() if one not in held.parts}
         if lacking:
             self._watch(source)

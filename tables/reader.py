@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .orders import Keeper, Part, Source, made
+from .orders import ListKeeper, Part, Source, made
 from .partition import WATERMARK, Partition
 from .rows import S, Table
 
@@ -22,7 +22,7 @@ class PartitionReader:
     """
 
     def __init__(
-        self, partitions: Mapping[str, Sequence[Partition]], homes: Mapping[str, tuple[str, ...]], tenant: str, now_us: int, keeper: Keeper | None = None
+        self, partitions: Mapping[str, Sequence[Partition]], homes: Mapping[str, tuple[str, ...]], tenant: str, now_us: int, keeper: ListKeeper | None = None
     ) -> None:
         self.partitions = partitions
         self.homes = homes
@@ -30,15 +30,28 @@ class PartitionReader:
         self.now_us = now_us
         self.topics: set[str] = set()
         self.keeper = keeper
+        self._homes: dict[Table[Any], list[Partition]] = {}
 
-    def _over(self, table: Table[S]) -> Iterator[Partition]:
-        for topic in self.homes.get(table.wire, tuple(self.partitions)):
-            self.topics.add(topic)
-            yield from self.partitions.get(topic, ())
+    def _over(self, table: Table[S]) -> list[Partition]:
+        found = self._homes.get(table)
+        if found is None:
+            topics = self.homes.get(table.wire, tuple(self.partitions))
+            self.topics.update(topics)
+            found = self._homes[table] = [partition for topic in topics for partition in self.partitions.get(topic, ())]
+        return found
 
     def rows(self, table: Table[S], key: tuple[str, ...]) -> list[S]:
         """States of a key, one a partition that has it, in partition order."""
-        return [state for _, state in self.placed(table, key)]
+        tenant, index = self.tenant, table.index
+        found = []
+        for partition in self._over(table):
+            space = partition.spaces[index].get(tenant)
+            if space is not None:
+                row = space.get(key)
+                if row is not None:
+                    state = row.state
+                    found.append(table.load(row) if state.__class__ is bytes else state)
+        return found
 
     def placed(self, table: Table[S], key: tuple[str, ...]) -> list[tuple[int, S]]:
         """As `rows`, each with its partition's number."""

@@ -33,6 +33,8 @@ FORMAT = "pulsefold.trust.v1"
 
 SPOTS = ("high_trust", "low_trust", "high_confidence", "low_confidence", "updated")
 """Lists that the report is made of."""
+Spot = tuple[float, float, float, int | None]
+"""What those look at: effective number of observations, trust, strength, last update."""
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Kind = Annotated[str, msgspec.Meta(pattern="^[a-z_]{1,32}$")]
@@ -121,6 +123,7 @@ class TrustViews:
     def __init__(self, fold: Trust) -> None:
         self.fold = fold
         self.source: Source[TrustState] = Source({fold.rows: same}, self.merged, lambda reader, key: self.state(reader, *key))
+        self.figured: Source[Spot] = Source({fold.rows: same}, self.every_spot, self.spot_of)
 
     # ---- reading
 
@@ -284,9 +287,9 @@ class TrustViews:
     def kept_report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
         """The report without a half-life, of lists that are kept: but for the seconds since an update, nothing depends on the moment."""
         kind, least, limit = params.kind, params.min_sample, params.limit
-        wanted: dict[Hashable, Callable[[], Part]] = {(name, kind, least): partial(Order, partial(self.spot, name, kind, least)) for name in SPOTS}
-        wanted["sums", kind] = lambda: Totals(partial(self.sums, kind), 2)
-        found: Mapping[Any, Any] = reader.lists(self.source, wanted)
+        wanted: dict[Hashable, Callable[[], Part]] = {(name, kind, least): partial(Order, partial(self.place_of_spot, name, kind, least)) for name in SPOTS}
+        wanted["sums", kind] = lambda: Totals(lambda key, spot: spot[1:3] if kind in (None, key[0]) else None, 2)
+        found: Mapping[Any, Any] = reader.lists(self.figured, wanted)
         high, low, sure, unsure, updated = (found[name, kind, least] for name in SPOTS)
         totals: Totals = found["sums", kind]
         at_us = moment_of(reader, params.at)
@@ -324,22 +327,29 @@ class TrustViews:
             "as_of": rfc3339_or_none(reader.as_of()),
         }
 
-    def figures(self, key: Key, state: TrustState) -> tuple[float, float, float]:
-        """Effective number of observations, trust and strength of a key without a half-life."""
+    def every_spot(self, reader: Reader) -> Iterator[tuple[Key, Spot]]:
+        """All known keys with what the report's lists look at."""
+        return ((key, self.spot(key, state)) for key, state in self.merged(reader))
+
+    def spot_of(self, reader: Reader, key: Key) -> Spot | None:
+        """The same of one key, None if it is unknown."""
+        state = self.state(reader, *key)
+        return None if state is None else self.spot(key, state)
+
+    def spot(self, key: Key, state: TrustState) -> Spot:
+        """Effective number of observations, trust, strength and last update; nothing of a key with a half-life, which no kept list has."""
         rule = self.fold.rule(key[0])
+        if rule.half_life_us is not None:
+            return 0.0, 0.0, 0.0, None
         alpha, beta_ = state.alpha, state.beta
         effective_n = alpha + beta_ - rule.a0 - rule.b0
-        return effective_n, alpha / (alpha + beta_), beta.strength(effective_n, rule.k, rule.mid)
+        return effective_n, alpha / (alpha + beta_), beta.strength(effective_n, rule.k, rule.mid), state.last_update
 
-    def sums(self, kind: str | None, key: Key, state: TrustState) -> tuple[float, ...] | None:
-        """What a key adds to the sums of trust and strength."""
-        return self.figures(key, state)[1:] if kind is None or key[0] == kind else None
-
-    def spot(self, name: str, kind: str | None, least: float | None, reader: Reader, key: Key, state: TrustState) -> Place | None:
+    def place_of_spot(self, name: str, kind: str | None, least: float | None, reader: Reader, key: Key, spot: Spot) -> Place | None:
         """Where a key stands in one of the report's lists, `SPOTS`."""
         if kind is not None and key[0] != kind:
             return None
-        effective_n, trust, strength = self.figures(key, state)
+        effective_n, trust, strength, last_update = spot
         enough = effective_n >= (self.fold.rule(key[0]).min_sample if least is None else least)
         if name == "low_confidence":
             return None if enough else (strength, key)
@@ -351,7 +361,7 @@ class TrustViews:
             return (trust, key) if trust < 0.2 else None
         if name == "high_confidence":
             return (-strength, key) if strength > 0.8 else None
-        return None if state.last_update is None else (state.last_update, key)
+        return None if last_update is None else (last_update, key)
 
     def faded_report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
         """The report at a moment, by looking at every key."""

@@ -23,7 +23,7 @@ from streams.settings import load
 from streams.topics import SOURCE_TOPICS
 from tables import orders
 from tables.fold import BadParameter, NotFound, View, page
-from tables.orders import Columns, Exact, Keeper, Order, Totals, made, parts_of, states_of
+from tables.orders import Columns, Exact, ListKeeper, Order, Totals, made, parts_of, states_of
 from tables.partition import MOST_MARKS, Partition, partitions_of
 from tables.reader import PartitionReader
 from tables.trust_state import TrustSettings
@@ -74,7 +74,7 @@ class Worker:
         self.schema = schema(settings)
         self.views: dict[str, View] = {view.path: view for fold in self.schema.folds for view in fold.views}
         self.topics = {topic: partitions_of(topic, partitions, self.schema) for topic in SOURCE_TOPICS}
-        self.keeper = Keeper(self.topics, self.schema.homes)
+        self.keeper = ListKeeper(self.topics, self.schema.homes)
         self.cursors: dict[str, str] = {}
         self.changelog: dict[tuple[str, int], list[tuple[bytes, bytes]]] = {(topic, n): [] for topic in self.topics for n in range(partitions)}
 
@@ -95,7 +95,7 @@ class Worker:
         """Write what is dirty."""
         self.changelog[p.topic, p.number] += [(key, value) for key, value, _, _ in p.drain()]
 
-    def ask(self, path: str, params: dict[str, Any], keeper: Keeper | None, tenant: str = "acme") -> bytes:
+    def ask(self, path: str, params: dict[str, Any], keeper: ListKeeper | None, tenant: str = "acme") -> bytes:
         """A view's answer, or its refusal."""
         view = self.views[path]
         asked = msgspec.convert({name: value for name, value in params.items() if value is not None}, view.params, strict=False)
@@ -189,13 +189,13 @@ def test_lists_are_right_on_every_worker_at_any_step_of_a_schedule_of_faults() -
     for seed in range(25):
         world = World(seed, profile=Profile(events=60, steps=260))
         source = states_of(KEYS)
-        keepers: dict[int, Keeper] = {}
+        keepers: dict[int, ListKeeper] = {}
 
         def look() -> None:
             nonlocal asked
             for worker in world.workers:  # noqa: B023 - asked within the loop
                 parts = {"judgments": [worker.shard(n).partition for n in range(world.parts)]}  # noqa: B023
-                keeper = keepers.setdefault(id(worker.core), Keeper(parts, {}))  # noqa: B023
+                keeper = keepers.setdefault(id(worker.core), ListKeeper(parts, {}))  # noqa: B023
                 keeper.partitions = parts
                 for tenant in {tenant for p in parts["judgments"] for tenant in p.spaces[KEYS.index]}:
                     wanted = {"by n": lambda: Order(lambda _, key, states: (sum(one.n for one in states), max(one.digest for one in states), key))}
@@ -243,7 +243,7 @@ def test_an_order_pages_as_the_sorted_list_does() -> None:
 
     cursor: str | None = None
     for key, figures in random_changes(rng, 1_500):
-        order.set(reader, key, figures)
+        order.take(reader, [(key, figures)])
         truth.pop(key, None)
         if figures is not None:
             truth[key] = figures
@@ -279,7 +279,7 @@ def test_totals_are_those_of_fsum_and_columns_those_of_sum_in_the_order_of_keys(
     truth: dict[tuple[str, ...], list[float]] = {}
     for at, (key, figures) in enumerate(random_changes(rng, 1_500)):
         for part in (totals, columns):
-            part.set(None, key, figures)  # type: ignore[attr-defined]  # both have it
+            part.take(None, [(key, figures)])  # type: ignore[attr-defined]  # both have it
         truth.pop(key, None)
         if figures is not None:
             truth[key] = figures
@@ -353,7 +353,7 @@ def event(id: str, n: int, tenant: str = "acme") -> dict[str, Any]:
 
 def test_what_is_kept_is_bounded_and_what_is_larger_than_the_bound_is_not_kept() -> None:
     worker = filled(50)
-    keeper = worker.keeper = Keeper(worker.topics, worker.schema.homes, most=60)
+    keeper = worker.keeper = ListKeeper(worker.topics, worker.schema.homes, most=60)
     worker.ask("/trust", {}, keeper)
     worker.absorb([event("x", 1, "other")])
     worker.ask("/trust", {}, keeper, "other")
@@ -373,7 +373,7 @@ def test_the_lists_of_one_source_are_bounded_too() -> None:
 
 def test_lists_that_nobody_asks_for_are_dropped_and_with_the_last_of_them_the_marks() -> None:
     worker, now = filled(20), [0.0]
-    keeper = worker.keeper = Keeper(worker.topics, worker.schema.homes, lambda: now[0])
+    keeper = worker.keeper = ListKeeper(worker.topics, worker.schema.homes, lambda: now[0])
     worker.ask("/trust", {}, keeper)
     worker.ask("/variables", {}, keeper)
     now[0] = orders.IDLE_S
