@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
+from sortedcontainers import SortedList
 
 from tables.fold import Standing
 
@@ -106,6 +107,8 @@ class Board:
         self.n_lost = 0
         self.n_odd = 0
         self.told: dict[str, int] = {}
+        self._listed: dict[tuple[str, bool], Any] = {}
+        """(tenant, open ones alone) -> (time, order, name) of its alerts, sorted."""
         self._forgotten: dict[str, int] = {}
 
     def read(self, key: bytes | None, value: bytes | None, order: tuple[int, int], written_ms: int = 0) -> dict[str, Any] | None:
@@ -128,12 +131,16 @@ class Board:
             return None
         entry = self.entries.get(name)
         self.bereaved.discard(name)
+        if entry is not None and message["id"] not in entry.ids:
+            self._unlist(name, entry)
         if entry is None:
             entry = self.entries[name] = Entry(message, order, earlier=self._forgotten.pop(name, 0))
         elif message["id"] in entry.ids:
             entry.written_ms = max(entry.written_ms, written_ms)
             return None
         entry.message, entry.order, entry.written_ms = message, order, written_ms
+        for place in self._lists(entry):
+            self._listed.setdefault(place, SortedList()).add((message["time"], order, name))
         entry.ids.add(message["id"])
         self.n_messages += 1
         self.told[message["tenant"]] = self.told.get(message["tenant"], 0) + 1
@@ -155,10 +162,21 @@ class Board:
         if entry.open:
             self.bereaved.add(name)
             return
+        self._unlist(name, entry)
         del self.entries[name]
         self._forgotten[name] = entry.earlier + len(entry.ids)  # ids of later messages must differ from the earlier ones'
         if len(self._forgotten) > FORGOTTEN:
             del self._forgotten[next(iter(self._forgotten))]
+
+    def _lists(self, entry: Entry) -> tuple[tuple[str, bool], ...]:
+        tenant = entry.message["tenant"]
+        return ((tenant, False), (tenant, True)) if entry.open else ((tenant, False),)
+
+    def _unlist(self, name: str, entry: Entry) -> None:
+        for place in self._lists(entry):
+            self._listed[place].remove((entry.message["time"], entry.order, name))
+            if not self._listed[place]:
+                del self._listed[place]
 
     def over(self, before_ms: int) -> list[tuple[str, Entry]]:
         """Alerts whose resolve, or notice, Kafka took before a moment, milliseconds since the epoch."""
@@ -182,8 +200,26 @@ class Board:
 
     def of(self, tenant: str) -> list[Entry]:
         """A tenant's alerts, newest first."""
-        mine = [entry for entry in self.entries.values() if entry.message.get("tenant") == tenant]
-        return sorted(mine, key=lambda e: (e.message["time"], e.order), reverse=True)
+        return list(self.newest(tenant))
+
+    def n_open(self, tenant: str) -> int:
+        """How many of a tenant's alerts stand."""
+        return len(self._listed.get((tenant, True), ()))
+
+    def newest(self, tenant: str, *, standing: bool = False, behind: str | None = None) -> Iterator[Entry]:
+        """A tenant's alerts, newest first.
+
+        Args:
+            standing: open ones alone.
+            behind: only what comes behind the alert of this name, if it is among them; else all.
+        """
+        listed = self._listed.get((tenant, standing), ())
+        last = None if behind is None else self.entries.get(behind)
+        if last is None or (tenant, standing) not in self._lists(last):
+            places = reversed(listed)
+        else:
+            places = listed.islice(0, listed.index((last.message["time"], last.order, behind)), reverse=True)
+        return (self.entries[name] for _, _, name in places)
 
     @contextlib.contextmanager
     def subscribe(self, tenant: str | None = None, size: int = 1000) -> Iterator[Subscription]:

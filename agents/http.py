@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,7 +33,7 @@ from tables.window_views import bound
 
 from .archive import Archive
 from .auth import Caller, Denied, Tokens
-from .board import Subscription
+from .board import Entry, Subscription
 from .cleared import forgotten
 from .limits import (
     ACK_S,
@@ -470,23 +471,29 @@ class Routes:
         if not 1 <= params.limit <= 10_000:
             raise BadParameter("limit", "expected 1 to 10000")
         since_us = bound(params.since, "since")
-        shown = []
-        for entry in self.engine.board.of(caller.tenant):
+        board, standing = self.engine.board, params.state == "open"
+
+        def asked(entry: Entry) -> bool:
             message = entry.message
-            if (params.state == "open" and not entry.open) or forgotten(self.engine, entry):
-                continue
-            if params.rule is not None and message["data"]["rule"] != params.rule:
-                continue
-            if since_us is not None and to_us(datetime.fromisoformat(message["time"])) < since_us:
-                continue
-            shown.append({"type": message["type"], "id": message["id"], "time": message["time"], "open": entry.open, **message["data"]})
-        start = 0
-        if params.cursor is not None:
-            start = next((i + 1 for i, alert in enumerate(shown) if alert["alert_id"] == params.cursor), -1)
-            if start < 0:
-                raise BadParameter("cursor", "the cursor is not of this list; start again without it")
-        part = shown[start : start + params.limit]
-        return answer({"alerts": part, "cursor": part[-1]["alert_id"] if part and start + params.limit < len(shown) else None})
+            return not (
+                (standing and not entry.open)
+                or (params.rule is not None and message["data"]["rule"] != params.rule)
+                or (since_us is not None and to_us(datetime.fromisoformat(message["time"])) < since_us)
+                or forgotten(self.engine, entry)
+            )
+
+        behind, last = None, board.entries.get(params.cursor or "")
+        if last is not None and (last.message["tenant"], last.message["data"]["alert_id"]) == (caller.tenant, params.cursor) and asked(last):
+            behind = params.cursor
+        found = filter(asked, board.newest(caller.tenant, standing=standing, behind=behind))
+        if params.cursor is not None and behind is None and not any(entry.message["data"]["alert_id"] == params.cursor for entry in found):
+            raise BadParameter("cursor", "the cursor is not of this list; start again without it")
+        part = [
+            {"type": entry.message["type"], "id": entry.message["id"], "time": entry.message["time"], "open": entry.open, **entry.message["data"]}
+            for entry in islice(found, params.limit)
+        ]
+        more = bool(part) and next(found, None) is not None
+        return answer({"alerts": part, "cursor": part[-1]["alert_id"] if more else None})
 
     async def alert_stream(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: every new alert message of the tenant."""

@@ -154,7 +154,7 @@ def tenant_status(engine: Any, tenant: str) -> dict[str, Any]:
         "lag": sum(engine.lag(shard) for shard in shards),
         "newest": newest,
         "tables": tables,
-        "alerts": {"messages": engine.board.told.get(tenant, 0), "open": sum(entry.open for entry in engine.board.of(tenant))},
+        "alerts": {"messages": engine.board.told.get(tenant, 0), "open": engine.board.n_open(tenant)},
     }
 
 
