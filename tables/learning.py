@@ -23,7 +23,7 @@ from .alerting import emit
 from .fold import Fold, Reader, page
 from .goal_state import GoalBounds
 from .goals import Goals
-from .learning_figures import FIGURES, LIVE, last_below, lines, newest_first
+from .learning_figures import KINDS, LIVE, last_below, lines, newest_first
 from .learning_panels import LearningPanels
 from .learning_state import POINT, Key, LearningSettings, Point, StreamSettings, StreamState, note
 from .learning_views import LearningViews
@@ -217,7 +217,7 @@ class Learning(Fold):
 
     def columns(self, reader: Reader) -> Columns:
         """`FIGURES` of all streams."""
-        columns: Columns = reader.lists(self.source, {"figures": lambda: Columns(lines, len(FIGURES))})["figures"]
+        columns: Columns = reader.lists(self.source, {"figures": lambda: Columns(lines, KINDS)})["figures"]
         return columns
 
     def last_below(self, reader: Reader) -> list[tuple[Key, StreamState]]:

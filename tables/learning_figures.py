@@ -5,10 +5,12 @@ The rule this file keeps: every documented key is there, whatever was recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import fsum, inf, isfinite
+from collections.abc import Mapping, Sequence
+from math import fsum, isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .learning_state import Key, Point, StreamState
 from .moments import Moments
@@ -91,7 +93,9 @@ def trend_of(points: Sequence[Point]) -> dict[str, Any]:
 
 FIGURES = ("n", "scores", "rates", "metrics", "below", "below_sum", "entered", "left", "late", "inside", "first", "since", "last")
 """Columns that are kept of all streams, in the order of their names and partitions."""
-NEVER = inf
+KINDS = "ifffifiiiiiii"
+"""Of `Columns`, a letter a figure."""
+NEVER = 1 << 62
 """First convergence, or begin of convergence, of a stream without one."""
 
 
@@ -121,6 +125,19 @@ def last_below(reader: Reader, key: Key, states: list[StreamState]) -> list[Plac
     return [(-one.recent[-1][0], key, one.home) for one in states if one.recent] or None
 
 
+def whole_sums(columns: Columns) -> tuple[int, float, float, float]:
+    """Events of all streams, and the sums of their scores, rates and metrics."""
+    n, *sums = columns.settled()[:4]
+    if "sums" not in columns.derived:
+        columns.derived["sums"] = (int(n.sum()), *map(sum, sums))
+    return columns.derived["sums"]  # type: ignore[no-any-return]  # put there in the line before
+
+
+def events_of(columns: Columns, task: str) -> int:
+    """Events of a task type's streams."""
+    return int(columns.settled()[0][slice(*columns.span(task))].sum())
+
+
 def convergence_kept(columns: Columns, last: Sequence[tuple[Key, StreamState]], at_us: int) -> dict[str, Any]:
     """What `convergence_of` says of all streams.
 
@@ -128,39 +145,56 @@ def convergence_kept(columns: Columns, last: Sequence[tuple[Key, StreamState]], 
         last: the streams that hold the last `LIVE` convergences.
     """
     figures = dict(zip(FIGURES, columns.settled(), strict=True))
-    total, first, since = sum(figures["below"]), min(figures["first"], default=NEVER), min(figures["since"], default=NEVER)
+    known = columns.derived.get("convergence")
+    if known is None:
+        known = columns.derived["convergence"] = (by_task(columns, figures), share(sum(figures["below_sum"]), int(figures["below"].sum())))
+    statistics, avg = known
+    total, first, since = (
+        int(figures["below"].sum()), int(figures["first"].min(initial=NEVER)), int(figures["since"].min(initial=NEVER)),
+    )  # fmt: skip
     recent = sorted((t, state.home, offset, key[0], metric) for key, state in last for t, offset, metric in state.recent)[-LIVE:]
     hours = (at_us - first) / HOUR_US if first != NEVER else 0.0
-    statistics = {}
-    low, places = 0, columns.places
-    while low < len(places):
-        task = places[low][0][0]
-        _, high = columns.span(task)
-        mine = {name: figures[name][low:high] for name in ("below", "below_sum", "entered", "left", "inside", "last")}
-        count, newest = sum(mine["below"]), max(mine["last"])
-        statistics[task] = {
-            "count": count,
-            "avg_convergence_metric": share(sum(mine["below_sum"]), count) if count else 0.0,
-            "last_convergence": None if newest == LONG_AGO else rfc3339(newest),
-            "entered": sum(mine["entered"]),
-            "left": sum(mine["left"]),
-            "converged": any(mine["inside"]),
-        }
-        low = high
     return {
         "total_convergences": total,
-        "avg_convergence_metric": share(sum(figures["below_sum"]), total) if total else 0.0,
+        "avg_convergence_metric": avg if total else 0.0,
         "last_convergence": rfc3339(recent[-1][0]) if recent else None,
         "recent_convergences": [[rfc3339(t), task, metric] for t, _, _, task, metric in recent],
         "convergence_rate": total / hours if hours > 0 else 0.0,
         "rate_defined": hours > 0,
-        "entered": sum(figures["entered"]),
-        "left": sum(figures["left"]),
+        "entered": int(figures["entered"].sum()),
+        "left": int(figures["left"].sum()),
         "converged": since != NEVER,
-        "since": None if since == NEVER else rfc3339(int(since)),
-        "late": sum(figures["late"]),
+        "since": None if since == NEVER else rfc3339(since),
+        "late": int(figures["late"].sum()),
         "at": rfc3339(at_us),
         "task_statistics": statistics,
+    }
+
+
+def by_task(columns: Columns, figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`statistics_of` every task's streams: those of a task are next to each other."""
+    places = columns.places
+    tasks: list[str] = []
+    begins: list[int] = []
+    at = 0
+    while at < len(places):
+        tasks.append(places[at][0][0])
+        begins.append(at)
+        at = columns.span(tasks[-1])[1]
+    if not tasks:
+        return {}
+    below, entered, left, inside = (np.add.reduceat(figures[name], begins).tolist() for name in ("below", "entered", "left", "inside"))
+    newest = np.maximum.reduceat(figures["last"], begins).tolist()
+    return {
+        task: {
+            "count": below[i],
+            "avg_convergence_metric": share(sum(figures["below_sum"][low:high]), below[i]) if below[i] else 0.0,
+            "last_convergence": None if newest[i] == LONG_AGO else rfc3339(newest[i]),
+            "entered": entered[i],
+            "left": left[i],
+            "converged": inside[i] > 0,
+        }
+        for i, (task, low, high) in enumerate(zip(tasks, begins, [*begins[1:], len(places)], strict=True))
     }
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from .fold import BadParameter, NotFound, Reader, View, names
 from .goal_views import GoalsParams
-from .learning_figures import FIGURES, LIVE, Streams, convergence_kept, convergence_of, mean, share, tendency, trend_of
+from .learning_figures import FIGURES, LIVE, Streams, convergence_kept, convergence_of, events_of, mean, share, tendency, trend_of, whole_sums
 from .moments import Moments
 from .times import HOUR_US, rfc3339, rfc3339_or_none, to_us
 
@@ -105,7 +105,7 @@ class LearningViews:
         if params.task is None and params.run is None:
             columns = fold.columns(reader)
             points = fold.last_of(reader, fold.newest(reader), LIVE)
-            total, *sums = map(sum, columns.settled()[:4])
+            total, *sums = whole_sums(columns)
         else:
             streams = fold.streams(reader, params.task, params.run)
             points = fold.last(reader, streams, LIVE)
@@ -215,9 +215,8 @@ class LearningViews:
         at_us = now(reader)
         if params.task is None:
             convergence = convergence_kept(columns, fold.last_below(reader), at_us)
-            n_of = columns.settled()[0]
-            total = sum(n_of)
-            totals = {task: sum(n_of[slice(*columns.span(task))]) for task in {point[7] for point in points}}
+            total = whole_sums(columns)[0]
+            totals = {task: events_of(columns, task) for task in {point[7] for point in points}}
         else:
             convergence = convergence_of(streams, at_us)
             total = sum(state.n for _, state in streams)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from math import frexp
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import numpy as np
 from sortedcontainers import SortedList
 
 from .fold import BadParameter, Reader
@@ -245,21 +246,24 @@ class Totals:
 
 
 class Columns:
-    """Figures of every key in the order of the keys, a list a figure: for sums that are rounded at every step, in that order.
+    """Figures of every key in the order of the keys, a column a figure: for sums that are rounded at every step, in that order.
 
     Args:
-        lines: (key, figures) -> its lines, each a place and then the figures; [] = none.
-        n: figures of a line.
+        lines: (key, figures) -> its lines, each a place and then the figures; [] = none. A place begins with its key.
+        kinds: a letter a figure: ``i``, whole numbers of 64 bits, kept in an array; ``f``, doubles, in a list.
 
     Attributes:
         places: sorted.
-        columns: a list for each figure.
+        columns: a column for each figure.
+        derived: what was worked out from the columns as they are, for who works it out; emptied when they change.
     """
 
-    def __init__(self, lines: Callable[[Key, Any], list[tuple[Place, tuple[Any, ...]]]], n: int) -> None:
+    def __init__(self, lines: Callable[[Key, Any], list[tuple[Place, tuple[Any, ...]]]], kinds: str) -> None:
         self.lines = lines
+        self.kinds = kinds
         self.places: list[Place] = []
-        self.columns: list[list[Any]] = [[] for _ in range(n)]
+        self.columns: list[Any] = [np.zeros(0, dtype=np.int64) if kind == "i" else [] for kind in kinds]
+        self.derived: dict[str, Any] = {}
         self._of: dict[Key, list[Place]] = {}
         self._later: dict[Key, list[tuple[Place, tuple[Any, ...]]]] = {}
 
@@ -275,20 +279,26 @@ class Columns:
     def __len__(self) -> int:
         return (len(self.places) + len(self._later)) * (1 + len(self.columns)) // 2
 
-    def settled(self) -> list[list[Any]]:
+    def settled(self) -> list[Any]:
         """The columns, with all that changed."""
+        if not self._later:
+            return self.columns
         later, self._later = self._later, {}
+        self.derived.clear()
         fresh: list[tuple[Place, tuple[Any, ...]]] = []
         gone: set[Place] = set()
-        for key, lines in later.items():
-            before = self._of.get(key, ())
-            kept = set(before)
+        at: list[int] = []
+        news: list[tuple[Any, ...]] = []
+        low = 0
+        for key in sorted(later):
+            lines, before = later[key], self._of.get(key, ())
+            kept, begin = set(before), low
             for place, figures in lines:
                 if place in kept:
                     kept.discard(place)
-                    at = bisect_left(self.places, place)
-                    for column, x in zip(self.columns, figures, strict=True):
-                        column[at] = x
+                    at.append(bisect_left(self.places, place, begin))
+                    low = max(low, at[-1])
+                    news.append(figures)
                 else:
                     fresh.append((place, figures))
             gone |= kept
@@ -296,37 +306,45 @@ class Columns:
                 self._of[key] = [place for place, _ in lines]
             else:
                 self._of.pop(key, None)
+        for column, kind, values in zip(self.columns, self.kinds, zip(*news, strict=True), strict=True) if news else ():
+            if kind == "i":
+                column[at] = values
+            else:
+                for index, x in zip(at, values, strict=True):
+                    column[index] = x
         if gone:
             stay = [place not in gone for place in self.places]
-            for column in (self.places, *self.columns):
-                column[:] = [x for x, stays in zip(column, stay, strict=True) if stays]
+            self.places = [place for place, stays in zip(self.places, stay, strict=True) if stays]
+            for n, kind in enumerate(self.kinds):
+                self.columns[n] = self.columns[n][stay] if kind == "i" else [x for x, stays in zip(self.columns[n], stay, strict=True) if stays]
         if fresh:
             fresh.sort()
             self._insert(fresh)
         return self.columns
 
     def span(self, first: str) -> tuple[int, int]:
-        """Of the settled lines whose key begins with this part: index of the first, and behind the last. Their places begin with their keys."""
+        """Of the settled lines whose key begins with this part: index of the first, and behind the last."""
         return bisect_left(self.places, ((first,),)), bisect_left(self.places, ((first + "\0",),))
 
     def _insert(self, fresh: list[tuple[Place, tuple[Any, ...]]]) -> None:
         """Lines whose places are new, sorted."""
-        at = [bisect_left(self.places, place) for place, _ in fresh] if self.places else []
-        news: list[Sequence[Any]] = [[place for place, _ in fresh], *zip(*(figures for _, figures in fresh), strict=True)]
-        if not at:
-            for column, new in zip((self.places, *self.columns), news, strict=True):
-                column[:] = new
-            return
-        for column, new in zip((self.places, *self.columns), news, strict=True):
-            whole: list[Any] = []
-            done = 0
-            for index, x in zip(at, new, strict=True):
-                if index > done:
-                    whole += column[done:index]
-                    done = index
-                whole.append(x)
-            whole += column[done:]
-            column[:] = whole
+        at = [bisect_left(self.places, place) for place, _ in fresh] if self.places else [0] * len(fresh)
+        self.places = _merged(self.places, at, [place for place, _ in fresh])
+        for n, (kind, values) in enumerate(zip(self.kinds, zip(*(figures for _, figures in fresh), strict=True), strict=True)):
+            self.columns[n] = np.insert(self.columns[n], at, values) if kind == "i" else _merged(self.columns[n], at, values)
+
+
+def _merged(column: list[Any], at: Sequence[int], new: Sequence[Any]) -> list[Any]:
+    """A list with values put in before these indices, ascending."""
+    whole: list[Any] = []
+    done = 0
+    for index, x in zip(at, new, strict=True):
+        if index > done:
+            whole += column[done:index]
+            done = index
+        whole.append(x)
+    whole += column[done:]
+    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,15 +382,19 @@ def whole_of(cursor: str) -> Key:
     return (cursor,)
 
 
-def made(reader: Reader, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
-    """Lists for one question, made anew."""
+def made(
+    reader: Reader, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]], every: Sequence[tuple[Key, Any]] | None = None
+) -> dict[Hashable, Any]:
+    """Lists that are made anew.
+
+    Args:
+        every: the source's keys with their figures, where they are at hand.
+    """
     found = {name: make() for name, make in wanted.items()}
-    if len(found) == 1:
-        next(iter(found.values())).fill(reader, source.every(reader))
-    elif found:
+    if every is None:
         every = list(source.every(reader))
-        for part in found.values():
-            part.fill(reader, every)
+    for part in found.values():
+        part.fill(reader, every)
     return found
 
 
@@ -383,6 +405,7 @@ class Held:
     Attributes:
         parts: by name, the one asked for longest ago first.
         due: keys to look at again.
+        n: keys there were when a list was made last.
         used: when it was asked for last, seconds.
     """
 
@@ -390,6 +413,7 @@ class Held:
     tenant: str
     parts: dict[Hashable, Any] = field(default_factory=dict)
     due: set[Key] = field(default_factory=set)
+    n: int = 0
     used: float = 0.0
 
     def size(self) -> int:
@@ -440,7 +464,7 @@ class ListKeeper:
         held.used = self.clock()
         if held.due:
             due, held.due = held.due, set()
-            if len(due) * AFRESH > max((len(part) for part in held.parts.values()), default=0) + 1_000:
+            if len(due) * AFRESH > held.n + 1_000:
                 held.parts.clear()
             else:
                 self.n_again += len(due)
@@ -451,7 +475,11 @@ class ListKeeper:
         if lacking:
             self._watch(source)
             self.n_made += len(lacking)
-        answer = {one: held.parts.pop(one) for one in wanted if one in held.parts} | made(reader, source, lacking)
+        answer = {one: held.parts.pop(one) for one in wanted if one in held.parts}
+        if lacking:
+            every = list(source.every(reader))
+            held.n = len(every)
+            answer |= made(reader, source, lacking, every)
         held.parts |= answer
         while len(held.parts) > max(MOST_LISTS, len(wanted)):
             del held.parts[next(iter(held.parts))]

@@ -246,8 +246,10 @@ class Scores:
 
     def parts(self, reader: Reader, key: Key) -> tuple[list[Partial], Registration | None] | None:
         """Partials and registration of one of them; None of a variable that has neither forecasts nor a registration."""
-        states, registration = reader.rows(self.kept.partials, key), newest(reader.rows(self.kept.registry, key))
-        return (states, registration) if registration is not None or any([state.count for state in states]) else None
+        states, registered = reader.rows(self.kept.partials, key), reader.rows(self.kept.registry, key)
+        if registered:
+            return states, newest(registered)
+        return (states, None) if any([state.count for state in states]) else None
 
     def every(self, reader: Reader) -> Iterator[Merged]:
         """All of them, merged."""
