@@ -35,8 +35,12 @@ class TenantsReader(PartitionReader):
         most = max((len(of_topic) for of_topic in self.partitions.values()), default=0)
         return ((at * most, reader) for at, reader in enumerate(self.each))
 
-    def placed(self, table: Table[S], key: tuple[str, ...]) -> list[tuple[int, S]]:
+    def rows(self, table: Table[S], key: tuple[str, ...]) -> list[S]:
         """States of a key of every tenant."""
+        return [state for reader in self.each for state in reader.rows(table, key)]
+
+    def placed(self, table: Table[S], key: tuple[str, ...]) -> list[tuple[int, S]]:
+        """The same, each with its number."""
         return [(first + number, state) for first, reader in self._numbered() for number, state in reader.placed(table, key)]
 
     def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
