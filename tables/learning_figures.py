@@ -5,7 +5,7 @@ The rule this file keeps: every documented key is there, whatever was recorded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import fsum, isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -127,15 +127,20 @@ def last_below(reader: Reader, key: Key, states: list[StreamState]) -> list[Plac
 
 def whole_sums(columns: Columns) -> tuple[int, float, float, float]:
     """Events of all streams, and the sums of their scores, rates and metrics."""
-    n, *sums = columns.settled()[:4]
+    n = column(columns, "n")
     if "sums" not in columns.derived:
-        columns.derived["sums"] = (int(n.sum()), *map(sum, sums))
+        columns.derived["sums"] = (int(n.sum()), *(sum(column(columns, name).tolist()) for name in ("scores", "rates", "metrics")))
     return columns.derived["sums"]  # type: ignore[no-any-return]  # put there in the line before
 
 
 def events_of(columns: Columns, task: str) -> int:
     """Events of a task type's streams."""
-    return int(columns.settled()[0][slice(*columns.span(task))].sum())
+    return int(column(columns, "n")[slice(*columns.span(task))].sum())
+
+
+def column(columns: Columns, name: str) -> Any:
+    """One of `FIGURES` of all streams."""
+    return columns.column(FIGURES.index(name))
 
 
 def convergence_kept(columns: Columns, last: Sequence[tuple[Key, StreamState]], at_us: int) -> dict[str, Any]:
@@ -144,34 +149,41 @@ def convergence_kept(columns: Columns, last: Sequence[tuple[Key, StreamState]], 
     Args:
         last: the streams that hold the last `LIVE` convergences.
     """
-    figures = dict(zip(FIGURES, columns.settled(), strict=True))
+    below = column(columns, "below")
     known = columns.derived.get("convergence")
     if known is None:
-        known = columns.derived["convergence"] = (by_task(columns, figures), share(sum(figures["below_sum"]), int(figures["below"].sum())))
-    statistics, avg = known
-    total, first, since = (
-        int(figures["below"].sum()), int(figures["first"].min(initial=NEVER)), int(figures["since"].min(initial=NEVER)),
-    )  # fmt: skip
+        since = int(column(columns, "since").min(initial=NEVER))
+        known = columns.derived["convergence"] = {
+            "first": int(column(columns, "first").min(initial=NEVER)),
+            "sum": sum(column(columns, "below_sum").tolist()),
+            "entered": int(column(columns, "entered").sum()),
+            "left": int(column(columns, "left").sum()),
+            "converged": since != NEVER,
+            "since": None if since == NEVER else rfc3339(since),
+            "late": int(column(columns, "late").sum()),
+            "task_statistics": by_task(columns),
+        }
+    total, first = int(below.sum()), known["first"]
     recent = sorted((t, state.home, offset, key[0], metric) for key, state in last for t, offset, metric in state.recent)[-LIVE:]
     hours = (at_us - first) / HOUR_US if first != NEVER else 0.0
     return {
         "total_convergences": total,
-        "avg_convergence_metric": avg if total else 0.0,
+        "avg_convergence_metric": share(known["sum"], total) if total else 0.0,
         "last_convergence": rfc3339(recent[-1][0]) if recent else None,
         "recent_convergences": [[rfc3339(t), task, metric] for t, _, _, task, metric in recent],
         "convergence_rate": total / hours if hours > 0 else 0.0,
         "rate_defined": hours > 0,
-        "entered": int(figures["entered"].sum()),
-        "left": int(figures["left"].sum()),
-        "converged": since != NEVER,
-        "since": None if since == NEVER else rfc3339(since),
-        "late": int(figures["late"].sum()),
+        "entered": known["entered"],
+        "left": known["left"],
+        "converged": known["converged"],
+        "since": known["since"],
+        "late": known["late"],
         "at": rfc3339(at_us),
-        "task_statistics": statistics,
+        "task_statistics": known["task_statistics"],
     }
 
 
-def by_task(columns: Columns, figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def by_task(columns: Columns) -> dict[str, dict[str, Any]]:
     """`statistics_of` every task's streams: those of a task are next to each other."""
     places = columns.places
     tasks: list[str] = []
@@ -183,12 +195,13 @@ def by_task(columns: Columns, figures: Mapping[str, Any]) -> dict[str, dict[str,
         at = columns.span(tasks[-1])[1]
     if not tasks:
         return {}
-    below, entered, left, inside = (np.add.reduceat(figures[name], begins).tolist() for name in ("below", "entered", "left", "inside"))
-    newest = np.maximum.reduceat(figures["last"], begins).tolist()
+    below, entered, left, inside = (np.add.reduceat(column(columns, name), begins).tolist() for name in ("below", "entered", "left", "inside"))
+    newest = np.maximum.reduceat(column(columns, "last"), begins).tolist()
+    sums = column(columns, "below_sum").tolist()
     return {
         task: {
             "count": below[i],
-            "avg_convergence_metric": share(sum(figures["below_sum"][low:high]), below[i]) if below[i] else 0.0,
+            "avg_convergence_metric": share(sum(sums[low:high]), below[i]) if below[i] else 0.0,
             "last_convergence": None if newest[i] == LONG_AGO else rfc3339(newest[i]),
             "entered": entered[i],
             "left": left[i],

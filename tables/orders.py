@@ -71,7 +71,7 @@ class Order:
     def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
         """Every key at once."""
         place = self.place
-        self.places = {key: at for key, figures in found if (at := place(reader, key, figures)) is not None}
+        self.places = {key: at for key, figures in found if (at := _single(place(reader, key, figures))) is not None}
         self.sorted = SortedList(one for at in self.places.values() for one in (at if at.__class__ is list else (at,)))
 
     def take(self, reader: Reader, changed: Sequence[tuple[Key, Any]]) -> None:
@@ -81,7 +81,7 @@ class Order:
         new: list[Place] = []
         for key, figures in changed:
             before = places.get(key)
-            at = None if figures is None else place(reader, key, figures)
+            at = None if figures is None else _single(place(reader, key, figures))
             if at == before:
                 continue
             if isinstance(before, list):
@@ -160,6 +160,11 @@ class Order:
     def first(self, limit: int) -> list[Place]:
         """The first places."""
         return list(self.sorted.islice(0, limit))
+
+
+def _single(at: Place | list[Place] | None) -> Place | list[Place] | None:
+    """One place not in a list: that would be an object more a key for the garbage collector to look at."""
+    return at if at.__class__ is not list or len(at) != 1 else at[0]  # type: ignore[arg-type,index]  # a list, not None
 
 
 class Exact:
@@ -246,25 +251,26 @@ class Totals:
 
 
 class Columns:
-    """Figures of every key in the order of the keys, a column a figure: for sums that are rounded at every step, in that order.
+    """Figures of every key, a column a figure, to be had in the order of the keys: for sums that are rounded at every step, in that order.
 
     Args:
         lines: (key, figures) -> its lines, each a place and then the figures; [] = none. A place begins with its key.
-        kinds: a letter a figure: ``i``, whole numbers of 64 bits, kept in an array; ``f``, doubles, in a list.
+        kinds: a letter a figure: ``i``, whole numbers of 64 bits; ``f``, doubles.
 
     Attributes:
         places: sorted.
-        columns: a column for each figure.
         derived: what was worked out from the columns as they are, for who works it out; emptied when they change.
     """
 
     def __init__(self, lines: Callable[[Key, Any], list[tuple[Place, tuple[Any, ...]]]], kinds: str) -> None:
         self.lines = lines
-        self.kinds = kinds
         self.places: list[Place] = []
-        self.columns: list[Any] = [np.zeros(0, dtype=np.int64) if kind == "i" else [] for kind in kinds]
         self.derived: dict[str, Any] = {}
-        self._of: dict[Key, list[Place]] = {}
+        self._slots: dict[Place, int] = {}
+        self._order = np.zeros(0, dtype=np.int64)  # slots in the order of the places: what changes or comes moves nothing else
+        self._columns = [np.zeros(0, dtype=np.int64 if kind == "i" else np.float64) for kind in kinds]
+        self._free: list[int] = []
+        self._of: dict[Key, tuple[Place, ...]] = {}
         self._later: dict[Key, list[tuple[Place, tuple[Any, ...]]]] = {}
 
     def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
@@ -277,74 +283,69 @@ class Columns:
             self._later[key] = [] if figures is None else self.lines(key, figures)
 
     def __len__(self) -> int:
-        return (len(self.places) + len(self._later)) * (1 + len(self.columns)) // 2
+        return (len(self.places) + len(self._later)) * (1 + len(self._columns)) // 2
 
-    def settled(self) -> list[Any]:
-        """The columns, with all that changed."""
-        if not self._later:
-            return self.columns
-        later, self._later = self._later, {}
-        self.derived.clear()
-        fresh: list[tuple[Place, tuple[Any, ...]]] = []
-        gone: set[Place] = set()
-        at: list[int] = []
-        news: list[tuple[Any, ...]] = []
-        low = 0
-        for key in sorted(later):
-            lines, before = later[key], self._of.get(key, ())
-            kept, begin = set(before), low
-            for place, figures in lines:
-                if place in kept:
-                    kept.discard(place)
-                    at.append(bisect_left(self.places, place, begin))
-                    low = max(low, at[-1])
-                    news.append(figures)
-                else:
-                    fresh.append((place, figures))
-            gone |= kept
-            if lines:
-                self._of[key] = [place for place, _ in lines]
-            else:
-                self._of.pop(key, None)
-        for column, kind, values in zip(self.columns, self.kinds, zip(*news, strict=True), strict=True) if news else ():
-            if kind == "i":
-                column[at] = values
-            else:
-                for index, x in zip(at, values, strict=True):
-                    column[index] = x
-        if gone:
-            stay = [place not in gone for place in self.places]
-            self.places = [place for place, stays in zip(self.places, stay, strict=True) if stays]
-            for n, kind in enumerate(self.kinds):
-                self.columns[n] = self.columns[n][stay] if kind == "i" else [x for x, stays in zip(self.columns[n], stay, strict=True) if stays]
-        if fresh:
-            fresh.sort()
-            self._insert(fresh)
-        return self.columns
+    def column(self, n: int) -> Any:
+        """A figure of all lines, as they are now, in the order of their places: an array."""
+        self._settle()
+        return self._columns[n][self._order]
 
     def span(self, first: str) -> tuple[int, int]:
-        """Of the settled lines whose key begins with this part: index of the first, and behind the last."""
+        """Of the lines whose key begins with this part: index of the first, and behind the last."""
+        self._settle()
         return bisect_left(self.places, ((first,),)), bisect_left(self.places, ((first + "\0",),))
 
-    def _insert(self, fresh: list[tuple[Place, tuple[Any, ...]]]) -> None:
-        """Lines whose places are new, sorted."""
-        at = [bisect_left(self.places, place) for place, _ in fresh] if self.places else [0] * len(fresh)
-        self.places = _merged(self.places, at, [place for place, _ in fresh])
-        for n, (kind, values) in enumerate(zip(self.kinds, zip(*(figures for _, figures in fresh), strict=True), strict=True)):
-            self.columns[n] = np.insert(self.columns[n], at, values) if kind == "i" else _merged(self.columns[n], at, values)
+    def _settle(self) -> None:
+        if not self._later:
+            return
+        later, self._later = self._later, {}
+        self.derived.clear()
+        slots = self._slots
+        changed: list[Place] = []
+        news: list[tuple[Any, ...]] = []
+        fresh: list[Place] = []
+        gone: list[Place] = []
+        for key, lines in later.items():
+            places = tuple([place for place, _ in lines])
+            before = self._of.get(key, ())
+            if before != places:
+                fresh += [place for place in places if place not in before]
+                gone += [place for place in before if place not in places]
+                if places:
+                    self._of[key] = places
+                else:
+                    del self._of[key]
+            if lines:
+                changed += places
+                news += [figures for _, figures in lines]
+        if gone:
+            left = set(gone)
+            self._order = self._order[[place not in left for place in self.places]]
+            self.places = [place for place in self.places if place not in left]
+            self._free += [slots.pop(place) for place in gone]
+        if fresh:
+            self._come(sorted(fresh))
+        at = [slots[place] for place in changed]
+        for column, values in zip(self._columns, zip(*news, strict=True), strict=True) if news else ():
+            column[at] = values
 
-
-def _merged(column: list[Any], at: Sequence[int], new: Sequence[Any]) -> list[Any]:
-    """A list with values put in before these indices, ascending."""
-    whole: list[Any] = []
-    done = 0
-    for index, x in zip(at, new, strict=True):
-        if index > done:
-            whole += column[done:index]
-            done = index
-        whole.append(x)
-    whole += column[done:]
-    return whole
+    def _come(self, fresh: list[Place]) -> None:
+        """Room for lines whose places are new, sorted."""
+        lacking = len(fresh) - len(self._free)
+        if lacking > 0:
+            size = len(self._columns[0])
+            more = max(lacking, size // 8)
+            self._columns = [np.concatenate([column, np.zeros(more, dtype=column.dtype)]) for column in self._columns]
+            self._free += range(size, size + more)
+        mine = [self._free.pop() for _ in fresh]
+        self._slots.update(zip(fresh, mine, strict=True))
+        at = [bisect_left(self.places, place) for place in fresh] if self.places else [0] * len(fresh)
+        self._order = np.insert(self._order, at, mine)
+        if len(fresh) > 100:
+            self.places = sorted(self.places + fresh)
+        else:
+            for place, index in zip(reversed(fresh), reversed(at), strict=True):
+                self.places.insert(index, place)  # moves what is behind it, but looks at none of it
 
 
 @dataclass(frozen=True, eq=False)
