@@ -235,7 +235,7 @@ def views(keys: int, changed: int, times: int, only: str) -> Iterator[str]:
             view = paths[path]
             asked = msgspec.convert(params, view.params, strict=False)
 
-            keeper = ListKeeper(topics, homes)
+            keeper = ListKeeper(topics, homes)  # a new one each, so that the first answer is told
             more = changing(what, n, changed)
 
             def ask(view: Any = view, asked: Any = asked, keeper: ListKeeper = keeper) -> bytes:
@@ -247,7 +247,6 @@ def views(keys: int, changed: int, times: int, only: str) -> Iterator[str]:
             still = timed(ask, often)
             moving = timed(ask, often, lambda: fold(next(more)))  # noqa: B023
             yield row(f"`{path}{'?' + shown if shown else ''}`", f"{n:,} {what}", still, moving, goal)
-            keeper.held.clear()
 
 
 def absorb(p: Partition, records: list[Record]) -> None:

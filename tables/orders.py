@@ -407,6 +407,7 @@ class Held:
         parts: by name, the one asked for longest ago first.
         due: keys to look at again.
         n: keys there were when a list was made last.
+        counted: its size as it is in the keeper's.
         used: when it was asked for last, seconds.
     """
 
@@ -415,6 +416,7 @@ class Held:
     parts: dict[Hashable, Any] = field(default_factory=dict)
     due: set[Key] = field(default_factory=set)
     n: int = 0
+    counted: int = 0
     used: float = 0.0
 
     def size(self) -> int:
@@ -426,12 +428,13 @@ class ListKeeper:
     """What a worker keeps of the lists that were asked for, over partitions in memory. It is asked between records, never while one is absorbed.
 
     Args:
-        partitions: topic (without prefix) -> its partitions; of one schema.
+        partitions: topic (without prefix) -> its partitions; of one schema. They have one keeper: it takes their marks.
         homes: table's wire name -> topics whose partitions keep it.
         clock: seconds that never go back.
         most: places and figures.
 
     Attributes:
+        n_kept: places and figures in all of it.
         n_made, n_again: lists made by looking at every key; keys looked at again.
     """
 
@@ -449,6 +452,8 @@ class ListKeeper:
         self.held: dict[tuple[str, Source[Any]], Held] = {}
         self.n_made = 0
         self.n_again = 0
+        self.n_kept = 0
+        self._using: dict[Table[Any], dict[str, list[Held]]] = {}
         self._looked: dict[tuple[Partition, int], dict[Row, int]] = {}
 
     def get(self, reader: Reader, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
@@ -462,6 +467,8 @@ class ListKeeper:
         held = self.held.pop(name, None)
         if held is None:
             held = Held(source, reader.tenant)
+            for table in source.tables:
+                self._using.setdefault(table, {}).setdefault(reader.tenant, []).append(held)
         held.used = self.clock()
         if held.due:
             due, held.due = held.due, set()
@@ -485,7 +492,15 @@ class ListKeeper:
         while len(held.parts) > max(MOST_LISTS, len(wanted)):
             del held.parts[next(iter(held.parts))]
         self.held[name] = held
-        self._bound()
+        size = held.size()
+        self.n_kept += size - held.counted
+        held.counted = size
+        if self.n_kept > self.most:
+            oldest = list(self.held)
+            for one in oldest:
+                if self.n_kept > self.most:
+                    self._drop(one)
+            self._unwatch()
         return answer
 
     def forget(self) -> None:
@@ -493,19 +508,20 @@ class ListKeeper:
         now = self.clock()
         idle = [name for name, held in self.held.items() if now - held.used > IDLE_S]
         for name in idle:
-            del self.held[name]
+            self._drop(name)
         if idle:
             self._unwatch()
 
-    def size(self) -> int:
-        """Places and figures in all of it."""
-        return sum(held.size() for held in self.held.values())
-
-    def _bound(self) -> None:
-        if self.size() > self.most:
-            while self.held and self.size() > self.most:
-                del self.held[next(iter(self.held))]
-            self._unwatch()
+    def _drop(self, name: tuple[str, Source[Any]]) -> None:
+        held = self.held.pop(name)
+        self.n_kept -= held.counted
+        for table in held.source.tables:
+            using = self._using[table]
+            using[held.tenant].remove(held)
+            if not using[held.tenant]:
+                del using[held.tenant]
+            if not using:
+                del self._using[table]
 
     def _over(self, table: Table[Any]) -> Iterator[Partition]:
         for topic in self.homes.get(table.wire, tuple(self.partitions)):
@@ -520,7 +536,7 @@ class ListKeeper:
 
     def _unwatch(self) -> None:
         """Nobody marks changed rows of tables that no list is made of."""
-        needed = {table.index for held in self.held.values() for table in held.source.tables}
+        needed = {table.index for table in self._using}
         for partition, index in [place for place in self._looked if place[1] not in needed]:
             partition.watched.pop(index, None)
             del self._looked[(partition, index)]
@@ -528,25 +544,21 @@ class ListKeeper:
     def _collect(self, source: Source[Any]) -> None:
         """Make due what changed in the rows of a source's tables, in every list that is made of them."""
         for table in source.tables:
-            index = table.index
-            using: dict[str, list[tuple[Held, Callable[[Key], Key]]]] = {}
-            for held in self.held.values():
-                if table in held.source.tables:
-                    using.setdefault(held.tenant, []).append((held, held.source.tables[table]))
-            if not using:
+            index, using = table.index, self._using.get(table)
+            if using is None:
                 continue
             for partition in self._over(table):
                 marks = partition.watched.get(index)
                 if marks is None:  # too many were marked, or those who would have were not asked: nothing kept is of use
-                    for name in [name for name, held in self.held.items() if table in held.source.tables]:
-                        del self.held[name]
+                    for name in [(held.tenant, held.source) for every in using.values() for held in every]:
+                        self._drop(name)
                     self._unwatch()
                     break
                 dirty = partition.dirty[index]
                 before = self._looked.get((partition, index), {})
                 for row in (*marks, *dirty):
                     if before.get(row) != row.applied:
-                        for held, key_of in using.get(row.tenant, ()):
-                            held.due.add(key_of(row.key))
+                        for held in using.get(row.tenant, ()):
+                            held.due.add(held.source.tables[table](row.key))
                 marks.clear()
                 self._looked[(partition, index)] = {row: row.applied for row in dirty}

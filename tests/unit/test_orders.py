@@ -358,9 +358,9 @@ def test_what_is_kept_is_bounded_and_what_is_larger_than_the_bound_is_not_kept()
     worker.ask("/trust", {}, keeper)
     worker.absorb([event("x", 1, "other")])
     worker.ask("/trust", {}, keeper, "other")
-    assert keeper.size() == 51
+    assert keeper.n_kept == 51
     worker.ask("/trust", {"sort": "trust"}, keeper, "acme")  # 100 places of one tenant: none is kept
-    assert keeper.size() == 0 and not any(p.watched for p in worker.topics["judgments"])
+    assert keeper.n_kept == 0 and not any(p.watched for p in worker.topics["judgments"])
     assert worker.ask("/trust", {"sort": "trust"}, keeper) == worker.ask("/trust", {"sort": "trust"}, None)
 
 
