@@ -20,7 +20,7 @@ from streams.events import TaskCompleted, TaskStarted
 from .agent_alerts import SEGMENT, SEGMENTS, SLOTS, Completions, append, watch
 from .facts import bucket, digest
 from .performance_rows import COMPLETED, EARLY, EARLY_TIMED, OPEN, STARTED, TAKEN, UNKNOWN, Sums, Waiting
-from .prediction import Evidence, backed_off
+from .prediction import backed_off
 from .times import DAY_US
 
 if TYPE_CHECKING:
@@ -185,11 +185,11 @@ class Executions:
         totals = ground.count(p, tenant, COMPLETED)
         if totals is None:
             return
-        everything = Evidence(totals.executions, totals.successes)
+        all_n, all_s = totals.executions, totals.successes
         totals.executions += 1
         if success:
             totals.successes += 1
-        of_agent = of_both = Evidence()
+        agent_n = agent_s = both_n = both_s = 0
         number = -1
         if admitted.agent:
             state_of = ground.seen(p, tenant, agent, COMPLETED)
@@ -197,14 +197,14 @@ class Executions:
                 return
             sums = state_of.sums
             number = sums.executions
-            of_agent = Evidence(number, sums.successes)
+            agent_n, agent_s = number, sums.successes
             _completed(sums, success, quality, efficiency, tokens, duration_ms, joined, negative, sketched=False)
             if started:
                 sums.finished += 1
             both = p.open(kept.agent_types, tenant, (agent, admitted.own_type))
             if both is None:
                 return
-            of_both = Evidence(both.n, both.s)
+            both_n, both_s = both.n, both.s
             both.n += 1
             if success:
                 both.s += 1
@@ -213,8 +213,8 @@ class Executions:
             return
         if types.born < 0:
             types.born = p.offset
-        probability = backed_off(everything, Evidence(types.n, types.s), of_agent, of_both, self.strength)
-        types.score.add(probability, (everything.s + 1.0) / (everything.n + 2.0), success)
+        probability = backed_off((all_n, all_s), (types.n, types.s), (agent_n, agent_s), (both_n, both_s), self.strength)
+        types.score.add(probability, (all_s + 1.0) / (all_n + 2.0), success)
         types.n += 1
         if success:
             types.s += 1

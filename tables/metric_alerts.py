@@ -220,7 +220,7 @@ class MetricAlerts(Fold):
     def _one(self, e: Event, p: Partition, key: Key, value: float | str, tagged: bool) -> None:
         tenant = e.tenant
         space = p.space(self.newest, tenant)
-        if key not in space and len(space) >= self.max_series:
+        if len(space) >= self.max_series and key not in space:
             return
         newest = p.open(self.newest, tenant, key)
         if newest is None:

@@ -143,7 +143,7 @@ class MetricSummary(Fold):
         """Count a name; returns 1 if there is no room for it."""
         space = p.space(table, tenant)
         key = (name,)
-        if key not in space and len(space) >= self.settings.summary_names:
+        if len(space) >= self.settings.summary_names and key not in space:
             return 1
         count = p.open(table, tenant, key)
         if count is not None:

@@ -58,17 +58,21 @@ class Prediction(NamedTuple):
         return next((level.name for level in reversed(self.levels) if level.n > 0), "prior")
 
 
-def backed_off(tenant: Evidence, task_type: Evidence, agent: Evidence, both: Evidence, strength: float) -> float:
+def backed_off(tenant: tuple[int, int], task_type: tuple[int, int], agent: tuple[int, int], both: tuple[int, int], strength: float) -> float:
     """Probability that the next task of the type by the agent succeeds: the mean of `predict`, without its levels.
 
     Args:
-        tenant: all executions; task_type: all of the type; agent: all by the agent; both: of the type by the agent.
+        tenant: all executions and successes; task_type: those of the type; agent: by the agent; both: of the type by the agent.
         strength: m, weight of each level's estimate in the next, > 0.
     """
-    p0 = (tenant.s - task_type.s - agent.s + both.s + 1.0) / (tenant.n - task_type.n - agent.n + both.n + 2.0)
-    p1 = (task_type.s - both.s + strength * p0) / (task_type.n - both.n + strength)
-    p2 = (agent.s - both.s + strength * p1) / (agent.n - both.n + strength)
-    return (both.s + strength * p2) / (both.n + strength)
+    all_n, all_s = tenant
+    type_n, type_s = task_type
+    agent_n, agent_s = agent
+    n, s = both
+    p0 = (all_s - type_s - agent_s + s + 1.0) / (all_n - type_n - agent_n + n + 2.0)
+    p1 = (type_s - s + strength * p0) / (type_n - n + strength)
+    p2 = (agent_s - s + strength * p1) / (agent_n - n + strength)
+    return (s + strength * p2) / (n + strength)
 
 
 def predict(tenant: Evidence, task_type: Evidence | None, agent: Evidence | None, both: Evidence, strength: float) -> Prediction:

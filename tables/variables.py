@@ -263,7 +263,7 @@ class Variables(Fold):
         """Count the forecast for its tag; returns 1 if there is no room for the tag."""
         table, key = self.kept.tags, (tag,)
         space = p.space(table, tenant)
-        if key not in space and len(space) >= MAX_TAGS:
+        if len(space) >= MAX_TAGS and key not in space:
             return 1
         state = p.open(table, tenant, key)
         if state is None:
@@ -338,7 +338,7 @@ class Variables(Fold):
         are fewer than `max`; a key that was refused finds again all those that were there before it.
         """
         space = p.space(table, tenant)
-        return key in space or len(space) < self.max
+        return len(space) < self.max or key in space
 
     def _overflow(self, p: Partition, tenant: str, n: int) -> None:
         p.count_as(overflow=n)
