@@ -14,7 +14,7 @@ from cloudevents.core.formats.json import JSONFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.codec import InvalidEvent, decode, encode
+from streams.codec import InvalidEvent, decode, decode_all, encode
 from streams.events import EVENT_TYPES, SOURCE_EVENTS, UPCASTS, Event, RlMetricsRecorded, RlMetricsRecordedV2, newest, upcast
 from streams.keys import encode_key, murmur2, partition_for, record_key
 
@@ -30,6 +30,17 @@ def raw(body: object) -> bytes:
 def test_every_type_of_the_contract_has_a_golden_file_with_at_least_three_invalid_ones() -> None:
     assert set(GOLDEN) == {data.TYPE for data in SOURCE_EVENTS}
     assert all(len(golden["invalid"]) >= 3 for golden in GOLDEN.values())
+
+
+def test_many_events_at_once_are_the_same_as_one_by_one_derived_ones_too_and_none_where_one_is_refused() -> None:
+    wires = [{**golden["wire"], **derived} for golden in GOLDEN.values() for derived in ({}, {"derivedfrom": "e1"}, {"derivedfrom": "e" * 256})]
+    one_by_one = [decode(raw(wire)) for wire in wires]  # first, for these learn which tenants there are
+    found = decode_all([raw(wire) for wire in wires])
+    assert found is not None
+    assert found.events == one_by_one
+    assert {event.derivedfrom for event in found.events} == {None, "e1", "e" * 256}
+    for bad in ("", "e" * 257):
+        assert decode_all([raw(wires[0]), raw({**wires[1], "derivedfrom": bad})]) is None
 
 
 @pytest.mark.parametrize("name", GOLDEN)
