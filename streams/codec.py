@@ -225,7 +225,21 @@ _NAME_FIELDS = (
     "id", "name", "forecast_id", "model", "arc_label", "symbolic_tag", "confidence_status", "variable", "metric_id", "metric_type", "run", "task_type", "agent",
     "goal_id", "metric", "task", "judge", "execution_id", "model_version", "refers_to", "quality",
 )  # fmt: skip
+_PLAIN = (
+    msgspec.inspect.StrType, msgspec.inspect.IntType, msgspec.inspect.FloatType, msgspec.inspect.BoolType, msgspec.inspect.NoneType,
+    msgspec.inspect.DateTimeType, msgspec.inspect.DateType, msgspec.inspect.DecimalType, msgspec.inspect.LiteralType,
+)  # fmt: skip
 _named: dict[type[Data], tuple[str, ...]] = {}
+"""By class of data: its fields that are names, and those that may be maps or lists."""
+
+
+def _fields(cls: type[Data]) -> tuple[str, ...]:
+    found = []
+    for field in msgspec.inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # data are structs
+        types = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
+        if not all(isinstance(one, _PLAIN) for one in types) or (field.name in _NAME_FIELDS and any(isinstance(one, msgspec.inspect.StrType) for one in types)):
+            found.append(field.name)
+    return tuple(found)
 
 
 def _names(data: Data) -> None:
@@ -233,12 +247,12 @@ def _names(data: Data) -> None:
     cls = data.__class__
     fields = _named.get(cls)
     if fields is None:
-        fields = _named[cls] = tuple(data.__struct_fields__)
+        fields = _named[cls] = _fields(cls)
     for field in fields:
         value = getattr(data, field)
         kind = value.__class__
         if kind is str:
-            if field in _NAME_FIELDS and not value.isprintable():
+            if not value.isprintable() and field in _NAME_FIELDS:
                 _printable(f"data.{field}", value)
         elif kind is dict:
             for key in value:
