@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tables.times import rfc3339
+from streams.derive import time_text
 
 START_US = 1_772_409_600_000_000
 """2026-03-02, a Monday."""
@@ -31,5 +31,5 @@ def event(name: str, kind: str, at_us: int, data: dict[str, Any], tenant: str = 
         kind: type with version.
         at_us: event time, microseconds since the epoch.
     """
-    body = {"specversion": "1.0", "id": name, "source": "bench", "type": kind, "time": rfc3339(at_us), "tenant": tenant, "data": data}
+    body = {"specversion": "1.0", "id": name, "source": "bench", "type": kind, "time": time_text(at_us), "tenant": tenant, "data": data}
     return _encode(body)

@@ -94,7 +94,7 @@ class Watch(msgspec.Struct, array_like=True, gc=False):
         qualities, quality, qualities_before, quality_before: how many of W have a quality, their sum; the same of B.
         timed, timed_before: how many of W and of B have a duration.
         floor: a duration below the 95 % quantile of B, ms; 0 before the first look.
-        above: durations of W above it; at_least: durations of B not below it.
+        above, far: durations of W above it, and above twice it; at_least: durations of B not below it.
         latency, quality_rule, errors, success_rate: where the rules stand.
         latency_base, quality_base, errors_base: what B said when they opened.
     """
@@ -117,6 +117,7 @@ class Watch(msgspec.Struct, array_like=True, gc=False):
     latency_base: Frozen = msgspec.field(default_factory=Frozen)
     quality_base: Frozen = msgspec.field(default_factory=Frozen)
     errors_base: Frozen = msgspec.field(default_factory=Frozen)
+    far: int = 0
 
 
 WATCHED = ((LATENCY, "latency"), (QUALITY, "quality_rule"), (ERRORS, "errors"), (SUCCESS_RATE, "success_rate"))
@@ -187,6 +188,11 @@ def quantile_95(values: Sequence[float]) -> float:
     return sorted(values)[95 * (len(values) - 1) // 100]
 
 
+def rank_95(n: int) -> int:
+    """How many of n values are not below their 95 % quantile, at least."""
+    return n - 95 * (n - 1) // 100
+
+
 class Completions:
     """One agent's ring while a completion is absorbed.
 
@@ -196,6 +202,8 @@ class Completions:
         n: completions before this one.
         entries: of the segment being filled, this completion included.
     """
+
+    __slots__ = ("agent", "entries", "n", "p", "rings", "tenant")
 
     def __init__(self, p: Partition, rings: Table[Ring], tenant: str, agent: str, n: int, entries: bytearray) -> None:
         self.p = p
@@ -262,6 +270,8 @@ def watch(p: Partition, event: Event, state: Watch, ring: Completions, agent: st
             state.timed += 1
             if duration_ms > state.floor:
                 state.above += 1
+                if duration_ms > 2.0 * state.floor:
+                    state.far += 1
         if n >= RECENT:
             crossing(state, ring, n)
     failed = RECENT - (state.bits & _MASK_RECENT).bit_count()
@@ -286,12 +296,13 @@ def watch(p: Partition, event: Event, state: Watch, ring: Completions, agent: st
         and state.quality_before / state.qualities_before - state.quality / state.qualities > 0.15 - _NEARLY
     ):
         judge_quality(p, event, state, ring, agent)
-    if state.latency.level:
+    if state.latency.level or (
+        state.timed_before >= LEAST_BEFORE
+        and state.timed >= LEAST_RECENT
+        # Else the quantile of B is not below the floor, and that of W not above twice the floor, or too few are above it.
+        and (state.at_least < rank_95(state.timed_before) or (state.above >= _LEAST_ABOVE and state.far >= rank_95(state.timed)))
+    ):
         judge_latency(p, event, state, ring, agent)
-    elif state.timed_before >= LEAST_BEFORE and state.timed >= LEAST_RECENT:
-        enough = state.timed_before - 95 * (state.timed_before - 1) // 100
-        if state.above >= _LEAST_ABOVE or state.at_least < enough:
-            judge_latency(p, event, state, ring, agent)
 
 
 def crossing(state: Watch, ring: Completions, n: int) -> None:
@@ -309,6 +320,8 @@ def crossing(state: Watch, ring: Completions, n: int) -> None:
         state.timed_before += 1
         if duration > state.floor:
             state.above -= 1
+            if duration > 2.0 * state.floor:
+                state.far -= 1
         if duration >= state.floor:
             state.at_least += 1
     if n >= RECENT + BEFORE:
@@ -337,8 +350,9 @@ def recount(state: Watch, ring: Completions) -> None:
 def timed(state: Watch, recent: list[float], before: list[float], floor: float) -> None:
     """Count the durations against a new floor."""
     state.timed, state.timed_before, state.floor = len(recent), len(before), floor
-    state.above = sum(d > floor for d in recent)
-    state.at_least = sum(d >= floor for d in before)
+    state.above = sum([d > floor for d in recent])
+    state.far = sum([d > 2.0 * floor for d in recent])
+    state.at_least = sum([d >= floor for d in before])
 
 
 def judge_errors(p: Partition, event: Event, state: Watch, agent: str, n: int, failed: int, before: int) -> None:

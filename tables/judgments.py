@@ -19,7 +19,7 @@ from .fold import MergedRule, Reader, Standing, Verdict
 from .performance_names import MOST_JUDGED_PAIRS, Rooms
 from .performance_rows import ALWAYS, EVALUATED, JUDGED, OTHER, Judgments, Pending, TaskJudgments
 from .times import DAY_US
-from .verdicts import limit_of, overall, pass_limits, verdict
+from .verdicts import DEFAULT, overall, pass_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -120,7 +120,12 @@ class JudgmentHandlers:
             return
         data: JudgmentRecorded = event.data
         agent, judge = data.agent, data.judge
-        score, says = overall(data), verdict(data, self.limits)
+        score, limits = overall(data), self.limits
+        usual = limits[DEFAULT]
+        marks = [(name, value, value >= limits.get(name, usual)) for name, value in data.criteria.items()]
+        says = data.all_criteria_pass  # else as `verdicts.verdict`
+        if says is None and marks:
+            says = all([passed for _, _, passed in marks])
         outcome: bool | None = None
         if judge is not None and says is not None:
             since_us = ground.moment(p, tenant) - WEEK_US
@@ -135,8 +140,6 @@ class JudgmentHandlers:
                 if room is None:
                     return
                 room.add(Pending(task, p.time_us, judge, says, data.overall_confidence), since_us)
-        limits = self.limits
-        marks = [(name, value, value >= limit_of(name, limits)) for name, value in data.criteria.items()]
         keys = self._admit(p, tenant, agent, judge)
         admitted = agent is not None and (agent, "") in keys
         if ground.count(p, tenant, JUDGED) is None:

@@ -31,7 +31,7 @@ from .rows import Table
 from .times import DAY_US, rfc3339_or_none
 from .trust_state import TOPIC, Positive, of_kind
 from .trust_verdicts import Verdicts, Waiting
-from .verdicts import limit_of, pass_limits
+from .verdicts import pass_limits, verdict
 
 if TYPE_CHECKING:
     from streams.events import Event
@@ -259,26 +259,20 @@ class TrustByRule(Fold):
         tenant = event.tenant
         if not self.collected(p, tenant):
             return
-        verdict = self.verdict(data)
-        if verdict is None:
+        says = verdict(data, self.pass_at)
+        if says is None:
             return
         derivation = Derivation(p, tenant, event.id, p.time_us)
         if self.judgment and data.agent is not None:
-            derivation.observe("agent", data.agent, verdict, self.judgment)
+            derivation.observe("agent", data.agent, says, self.judgment)
             self.count(p, tenant, "judgment", derived=1)
         if self.judge and data.judge is not None:
-            passed = self.verdicts.judged(p, tenant, data.agent, data.task, Waiting(data.judge, verdict, p.time_us, event.id))
+            passed = self.verdicts.judged(p, tenant, data.agent, data.task, Waiting(data.judge, says, p.time_us, event.id))
             if passed is None:
                 self.count(p, tenant, "judge", unjoined=1)
             else:
-                derivation.observe("judge", data.judge, verdict == passed, self.judge)
+                derivation.observe("judge", data.judge, says == passed, self.judge)
                 self.count(p, tenant, "judge", derived=1)
-
-    def verdict(self, data: JudgmentRecorded) -> bool | None:
-        """Whether all criteria pass, as said or else by their scores; None where neither is known."""
-        if data.all_criteria_pass is not None or not data.criteria:
-            return data.all_criteria_pass
-        return all(score >= limit_of(name, self.pass_at) for name, score in data.criteria.items())
 
     # ---- whether performance is collected
 

@@ -23,15 +23,6 @@ def pass_limits(setting: Mapping[str, float]) -> dict[str, float]:
     return {**setting, DEFAULT: setting.get("default", setting.get(DEFAULT, 0.7))}
 
 
-def limit_of(criterion: str, limits: Mapping[str, float]) -> float:
-    """Score from which on a criterion passes.
-
-    Args:
-        limits: of `pass_limits`: criterion, or `DEFAULT`, to a score in 0…1.
-    """
-    return limits.get(criterion, limits[DEFAULT])
-
-
 def overall(data: JudgmentRecorded) -> float:
     """Overall score: as given, else the mean of the criteria (the codec lets neither pass).
 
@@ -57,4 +48,5 @@ def verdict(data: JudgmentRecorded, limits: Mapping[str, float]) -> bool | None:
         return data.all_criteria_pass
     if not data.criteria:
         return None
-    return all(score >= limit_of(name, limits) for name, score in data.criteria.items())
+    usual = limits[DEFAULT]
+    return all([score >= limits.get(name, usual) for name, score in data.criteria.items()])
