@@ -20,13 +20,14 @@ def regime(seed: int, n: int) -> list[Step]:
     """Completions of an agent whose failures, quality and speed change now and then; some carry no figure."""
     rng = random.Random(seed)
     found: list[Step] = []
-    fail, quality, ms, has = 0.1, 0.8, 300.0, 1.0
+    fail, quality, ms, has, spread = 0.1, 0.8, 300.0, 1.0, 0.02
     for i in range(n):
         if i % 150 == 149:
             fail, quality = rng.choice([0.02, 0.1, 0.4, 0.8]), rng.choice([0.85, 0.8, 0.6, 0.4])
             ms, has = rng.choice([300.0, 300.0, 1500.0, 9000.0]), rng.choice([1.0, 1.0, 0.7, 0.3])
+            spread = rng.choice([0.3, 0.3, 0.02])
         q = min(1.0, max(0.0, rng.gauss(quality, 0.08))) if rng.random() < has else None
-        d = rng.lognormvariate(np.log(ms), 0.3) if rng.random() < has else None
+        d = rng.lognormvariate(np.log(ms), spread) if rng.random() < has else None
         found.append((rng.random() >= fail, q, d))
     return found
 
