@@ -32,7 +32,8 @@ class Workload:
         make: (place, chance) -> type and data.
         first: what has to be there before.
         per_s: events a second of event time.
-        carried: events in one record of the stream.
+        carried: events in one record of the stream: observations of a batch, values of a metric of several (each is a series of its own, with its
+            windows, anomalies and alerts, as if it had come in a record of its own).
     """
 
     topic: str
@@ -215,7 +216,7 @@ WORKLOADS: dict[str, Workload] = {
     "variable.performance_updated": Workload("forecasts", "1,000", updated),
     "metric.recorded": Workload("training", "100 series", metric),
     "metric.recorded with cost": Workload("training", "100 series", metric_with_cost),
-    "metric.recorded, 3 values": Workload("training", "300 series", metric_of_many),
+    "metric.recorded, 3 values": Workload("training", "300 series", metric_of_many, carried=3),
     "learning.recorded": Workload("training", "1,000 streams", learned),
     "rl_metrics.recorded": Workload("training", "100 agents", rl),
     "goal.created": Workload("training", "growing to 10,000", goal),
