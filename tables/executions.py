@@ -198,7 +198,7 @@ class Executions:
             sums = state_of.sums
             number = sums.executions
             agent_n, agent_s = number, sums.successes
-            _completed(sums, success, quality, efficiency, tokens, duration_ms, joined, negative, sketched=False)
+            sums.complete(success, quality, efficiency, tokens, duration_ms, joined, negative, False)
             if started:
                 sums.finished += 1
             both = p.open(kept.agent_types, tenant, (agent, admitted.own_type))
@@ -238,7 +238,7 @@ class Executions:
             begin = end if start_key == end_key or not started else p.open(table, tenant, start_key)
             if end is not None:
                 end.at(time_us, p.offset)
-                _completed(end, success, quality, efficiency, tokens, duration_ms, joined, negative)
+                end.complete(success, quality, efficiency, tokens, duration_ms, joined, negative)
             if started and begin is not None:
                 begin.finished += 1
         if admitted.agent:
@@ -306,26 +306,6 @@ def _started(
             sums.finished += 1
     elif not again:
         sums.repeats += 1
-    if joined:
-        sums.joined += 1
-    if negative:
-        sums.negative += 1
-    if duration_ms is not None:
-        sums.last(duration_ms, sketched)
-
-
-def _completed(
-    sums: Sums,
-    success: bool,
-    quality: float | None,
-    efficiency: float | None,
-    tokens: int | None,
-    duration_ms: float | None,
-    joined: bool,
-    negative: bool,
-    sketched: bool = True,
-) -> None:
-    sums.complete(success, quality, efficiency, tokens)
     if joined:
         sums.joined += 1
     if negative:

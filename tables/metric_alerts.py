@@ -51,6 +51,7 @@ PLATEAU, LOWER, HIGHER = 1, 2, 4
 
 _DOUBLE = Struct("<d")
 _FULL = SEGMENT * _DOUBLE.size
+_PLACES = (("0",), ("1",))
 
 Ratio = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Names = tuple[str, ...]
@@ -279,7 +280,7 @@ class MetricAlerts(Fold):
                 self._calmed(e, p, key, watch)
         leaving: float | None = None
         if n >= WINDOW:
-            closed = p.read(self.closed, e.tenant, (*key, "1" if n // SEGMENT % 2 else "0"))
+            closed = p.read(self.closed, e.tenant, key + _PLACES[n // SEGMENT % 2])
             if closed is not None:
                 (leaving,) = _DOUBLE.unpack_from(closed.values, n % SEGMENT * 8)
         running = watch.running

@@ -611,7 +611,9 @@ class Partition:
         row = space.get(()) if space is not None else None
         if row is None:
             row = self.space(WATERMARK, tenant)[()] = Row(tenant, (), -1, -1, Watermark())
-        mark = WATERMARK.load(row)
+        mark = row.state
+        if mark.__class__ is bytes:
+            mark = WATERMARK.load(row)
         if time_us > mark.time_us and offset > row.applied:
             mark.time_us = time_us
             row.applied = offset

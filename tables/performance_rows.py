@@ -118,7 +118,17 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
         if self.born < 0:
             self.born = offset
 
-    def complete(self, success: bool, quality: float | None, efficiency: float | None, tokens: int | None) -> None:
+    def complete(
+        self,
+        success: bool,
+        quality: float | None,
+        efficiency: float | None,
+        tokens: int | None,
+        duration_ms: float | None,
+        joined: bool,
+        negative: bool,
+        sketched: bool = True,
+    ) -> None:
         """Count a completion."""
         self.executions += 1
         if success:
@@ -133,6 +143,12 @@ class Sums(msgspec.Struct, array_like=True, gc=False):
             self.token_counts += 1
             tokens += self.tokens
             self.tokens = tokens if tokens < MOST_TOKENS else MOST_TOKENS
+        if joined:
+            self.joined += 1
+        if negative:
+            self.negative += 1
+        if duration_ms is not None:
+            self.last(duration_ms, sketched)
 
     def last(self, ms: float, sketched: bool = True) -> None:
         """Take in a duration, ms."""

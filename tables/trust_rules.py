@@ -295,9 +295,12 @@ class TrustByRule(Fold):
         """Add to a rule's counts; once a record and rule."""
         counts = p.open(self.counts, tenant, (rule,))
         if counts is not None:
-            counts.derived += derived
-            counts.unjoined += unjoined
-            counts.repeated += repeated
+            if derived:
+                counts.derived += derived
+            if unjoined:
+                counts.unjoined += unjoined
+            if repeated:
+                counts.repeated += repeated
 
     def shown(self, reader: Reader, params: RulesParams) -> dict[str, Any]:
         """``/trust/rules``"""
