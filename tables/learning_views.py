@@ -204,23 +204,21 @@ class LearningViews:
     def report(self, reader: Reader, params: ReportParams) -> dict[str, Any]:
         """All at a glance, over the last `limit` events."""
         fold = self.fold
+        at_us = now(reader)
         if params.task is None:
             columns = fold.columns(reader)
             points = fold.last_of(reader, fold.newest(reader), params.limit)
-        else:
-            streams = fold.streams(reader, params.task, None)
-            points = fold.last(reader, streams, params.limit)
-        scores = [point[3] for point in points]
-        goal_summary = fold.goals.asked.summary(reader, GoalsParams(task_type=params.task))
-        at_us = now(reader)
-        if params.task is None:
             convergence = convergence_kept(columns, fold.last_below(reader), at_us)
             total = whole_sums(columns)[0]
             totals = {task: events_of(columns, task) for task in {point[7] for point in points}}
         else:
+            streams = fold.streams(reader, params.task, None)
+            points = fold.last(reader, streams, params.limit)
             convergence = convergence_of(streams, at_us)
             total = sum(state.n for _, state in streams)
             totals = {params.task: total}
+        scores = [point[3] for point in points]
+        goal_summary = fold.goals.asked.summary(reader, GoalsParams(task_type=params.task))
         by_task: dict[str, list[Point]] = {}
         for point in points:
             by_task.setdefault(point[7], []).append(point)
