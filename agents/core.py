@@ -368,11 +368,12 @@ class Core:
     def beheaded(self, shard: Shard, log_start: int) -> bool:
         """Asked where chunks are refused, with the log's start as it is now: what is not there any more cannot be fetched again.
 
-        Returns whether folding goes on behind what is gone; the rows then lack it for ever, and `n_gone` counts it.
+        Returns whether folding goes on behind what is gone; the rows then lack it for ever, and `n_gone` counts it. What was
+        committed is in the rows, or was no record: that may be gone.
         """
         if not shard.ready or log_start <= shard.next:
             return False
-        shard.n_gone += log_start - shard.next
+        shard.n_gone += max(0, log_start - max(shard.next, shard.committed or 0))
         shard.next = shard.log_start = log_start
         if not shard.dirty() and shard.flushing is None:
             shard.safe = log_start

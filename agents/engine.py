@@ -397,9 +397,9 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self._refused.add(shard)
             self.log.warning("%s/%s: fetched from %s, folded up to %s: fetching again", tp.topic, tp.partition, start, done.seek)
         else:
-            first = records[0].offset if records else end
-            if first > max(start, folded):  # control records, or aborted ones; or the client went to the log's start by itself
-                self._gaps.setdefault(shard, (max(start, folded), first))
+            first, known = records[0].offset if records else end, max(start, folded, shard.committed or 0)
+            if first > known:  # control records, or aborted ones; or the client went to the log's start by itself
+                self._gaps.setdefault(shard, (known, first))
             self._absorbed_at = time.monotonic()
             self.n["records"] += done
             if not self.publishes:
@@ -906,7 +906,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 self._tell_gone(shard, gone)
             before = shard.n_gone
             if self.core.beheaded(shard, starts[source]):
-                self._tell_gone(shard, shard.n_gone - before)
+                if shard.n_gone > before:
+                    self._tell_gone(shard, shard.n_gone - before)
                 self._seeks[TP(source.topic, source.partition)] = shard.next
 
     def _tell_gone(self, shard: Shard, n: int) -> None:

@@ -30,6 +30,13 @@ def owner(log: list[Rec], upto: int) -> tuple[Core, Shard]:
     return core, shard
 
 
+def alone(log: list[Rec]) -> Partition:
+    """What a fold from the start gives."""
+    partition = Partition("costs", 0, Schema(folds()))
+    partition.absorb(log)
+    return partition
+
+
 def test_an_owner_whose_log_is_beheaded_goes_on_at_its_start_and_counts_what_is_gone() -> None:
     log = records()
     core, shard = owner(log, 40)
@@ -52,6 +59,20 @@ def test_rows_that_are_not_yet_written_hold_the_safe_offset_back_though_the_log_
     assert flush is not None
     core.acked(flush)
     assert core.committable() == {("costs", 0): 70}
+
+
+def test_what_was_committed_may_go_though_no_row_tells_that_it_is_absorbed() -> None:
+    """Control records behind the last record, committed by the owner; its heir begins before them, and they are removed before it has fetched them."""
+    log = records()
+    _, former = owner(log, 40)
+    rows = [(key, value) for key, value, _, _ in alone(log[:40]).drain()]
+    for committed, start, gone in ((45, 45, 0), (45, 43, 0), (45, 50, 5), (None, 45, 5)):
+        core = Core([Partition("costs", 0, Schema(folds()))])
+        shard = core.gained("costs", 0, committed=committed, log_start=0, changelog_end=len(rows))
+        core.followed(shard, rows, len(rows))
+        assert (shard.ready, shard.next) == (True, former.next)
+        assert core.beheaded(shard, start)
+        assert (shard.next, shard.n_gone) == (start, gone)
 
 
 def test_a_heir_of_a_beheaded_log_counts_what_is_gone_and_one_that_begins_does_not() -> None:
