@@ -709,18 +709,12 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         rebuild = self.rebuild
         if rebuild is None:
             return
-        owned = []
-        for name, shard in rebuild.core.shards.items():
-            if rebuild.beside:
-                rebuild.core.lost(*name)
-            elif shard.owned:
-                rebuild.core.serve(shard, self.core.shards[name])
-                owned.append(name)
+        going_on = rebuild.plan.swap()
         self.partitions, self.core, self.by_changelog = rebuild.partitions, rebuild.core, rebuild.by_changelog
         self.rebuild, self.rebuilt = None, rebuild.ended()
         self._refused, self._gaps, self._promised, self._passed = set(), {}, {}, {}
         self.use(rebuild.schema)
-        for topic, n in owned:
+        for topic, n in going_on:
             self._seeks[TP(self.full_names[topic], n)] = self.core.shards[(topic, n)].next
         self._absorbed_at = time.monotonic()
         self.held, self.ready = False, True

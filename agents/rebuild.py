@@ -4,10 +4,11 @@ The rules this file keeps:
   * what serves goes on: its rows are folded, asked and put out as before, by the settings that they were made with. Where only other
     code can do that (a changed version of a table), the workers with that code do; this one stands **beside** them, in no group, and
     answers nothing yet;
-  * an owner builds no further than its serving rows are durable, so everything that the new rows would put out is on the log already;
   * when each partition is built as far as the group has committed, one record says that the new generation serves. Each worker that
     reads it folds nothing more into the former rows, lets the new ones come as far, and swaps all of its tables at once;
   * then an owner tells which alerts stand differently, and ends the former rows.
+
+How far may be built, and when it may serve, is decided in `agents.beside`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ from aiokafka.errors import KafkaError
 
 from streams.derive import time_text
 from streams.errors import ConfigError, PulsefoldError, TopicProblem
-from tables.dedupe import IDS
 from tables.partition import Partition, Schema
-from tables.rows import wire_key
 
-from .core import BUILT, Core, Refusal, Served, Shard
+from .beside import Beside
+from .core import Core, Refusal, Served, Shard
 from .generations import differences
 from .seam import plain_records, positions
 
@@ -56,7 +56,7 @@ class Rebuild:
         beside: it is served by other workers, whose code made it.
 
     Attributes:
-        swapping: the new tables serve as soon as they are as far as the former ones here.
+        plan: what is decided of it.
     """
 
     def __init__(
@@ -66,18 +66,13 @@ class Rebuild:
         self.schema = schema
         self.partitions = partitions
         self.core = core
-        self.serving = serving
         self.beside = beside
+        self.plan = Beside(core, schema.generation, serving, None)
         self.names, self.differs = differences(schema.made_of, json.loads(made_of))
         self.by_changelog = engine.places(core)
-        self.swapping = False
-        self.over = False
-        self.known: Served | None = None
         self.begun_at = time.time()
         self.starts: dict[tuple[str, int], int] = {}
-        self.goal: dict[tuple[str, int], int] = {}
         self._marks: deque[tuple[float, int]] = deque()
-        self._said: dict[Shard, int] = {}
 
     # ---- what the engine tells
 
@@ -92,7 +87,7 @@ class Rebuild:
         starts = await engine.insist(lambda: engine.follower.beginning_offsets(list(sources)), "the topics' starts could not be read")
         self.starts = {name: starts[engine._source(shard)] for name, shard in self.core.shards.items()}
         for tp, shard in sources.items():
-            if starts[tp] > self.absorbed(shard):
+            if starts[tp] > shard.absorbed():
                 raise self.headless(shard, starts[tp])
 
     def headless(self, shard: Shard, start: int) -> TopicProblem:
@@ -106,7 +101,8 @@ class Rebuild:
     def begin(self) -> None:
         """Build."""
         engine = self.engine
-        self.known = engine.core.served
+        self.plan.known = engine.core.served
+        self.plan.former = None if self.beside else engine.core
         if self.beside and engine.config.folds:
             for (topic, number), shard in self.core.shards.items():
                 self.gained(topic, number, self.starts[(topic, number)], shard.followed)
@@ -126,28 +122,15 @@ class Rebuild:
 
     def heed(self, served: Served | None) -> None:
         """Which generation serves, as it was decided last."""
-        if served is None or self.swapping or self.over:
+        if not self.plan.heed(served):
             return
-        if served.generation == self.schema.generation:
-            self.swapping = True
+        if self.plan.swapping:
             self.engine.held = not self.beside
-        elif served.generation != self.serving or (served.former is not None and served != self.known):
-            self.over = True
+        else:
             problem = ConfigError(", ".join(self.names), "another worker was started to serve other tables, so those of these settings are not built any more")
             self.engine.add_future(self.engine.crash(problem))
 
     # ---- building
-
-    def absorbed(self, shard: Shard) -> int:
-        """Offset up to which (exclusive) a partition is built, as far as this worker knows."""
-        return shard.absorbed()
-
-    def bound(self, shard: Shard) -> int:
-        """Offset up to which a partition may be built: what serves is durable below it."""
-        name = shard.partition.topic, shard.partition.number
-        if self.beside:
-            return self.goal.get(name, 0)
-        return self.engine.core.shards[name].safe or 0
 
     async def _build(self) -> None:
         engine = self.engine
@@ -167,14 +150,14 @@ class Rebuild:
         try:
             consumer.assign(list(tps))
             consumer.pause(*tps)
-            while not (self.over or engine.should_stop or engine._dead or engine.rebuild is not self):
+            while not (self.plan.over or engine.should_stop or engine._dead or engine.rebuild is not self):
                 headless = next((shard for shard in self.core.shards.values() if shard.headless), None)
                 if headless is not None:
                     raise self.headless(headless, headless.log_start)
                 wanted = {
                     tp: shard
                     for tp, shard in tps.items()
-                    if shard.ready and shard.next < self.bound(shard) and shard.next - (shard.safe if shard.safe is not None else 0) < MOST_UNWRITTEN
+                    if shard.ready and shard.next < self.plan.bound(shard) and shard.next - (shard.safe if shard.safe is not None else 0) < MOST_UNWRITTEN
                 }
                 consumer.pause(*(tps.keys() - wanted.keys()))
                 consumer.resume(*wanted)
@@ -206,16 +189,11 @@ class Rebuild:
         begun = time.monotonic()
         for tp, end in positions(consumer, wanted).items():
             shard, start, records = wanted[tp], before.get(tp, end), got.get(tp, [])
-            bound = self.bound(shard)
-            if end > bound:
-                end, records = bound, [record for record in records if record.offset < bound]
-            if records and records[0].offset > start and start < (first := (await consumer.beginning_offsets([tp]))[tp]):
+            if records and start < records[0].offset < self.plan.bound(shard) and start < (first := (await consumer.beginning_offsets([tp]))[tp]):
                 raise self.headless(shard, first)
-            if end <= start or shard.epoch != epochs[tp]:
-                continue
-            if isinstance(self.core.chunk(shard, shard.epoch, start, end, records), Refusal):
+            found = self.plan.fold(shard, epochs[tp], start, end, records)
+            if found is None or isinstance(found, Refusal):
                 continue  # it is fetched again, from where it is built
-            shard.partition.outputs.clear()
             self.engine._wake.set()
             if self.beside:
                 self.engine._absorbed_at = time.monotonic()
@@ -224,13 +202,8 @@ class Rebuild:
     async def _say_built(self) -> None:
         """Where the last records of the log are none of ours (control records), no row tells that it is built to its end."""
         engine = self.engine
-        for (topic, number), shard in self.core.shards.items():
-            if shard.ready and not shard.dirty() and shard.flushing is None and self._said.get(shard) != shard.next:
-                told = max((row.logged for row in shard.partition.spaces[IDS.index].get("", {}).values()), default=-1) + 1
-                if shard.next > max(told, shard.built):
-                    key = wire_key(f"{BUILT}.{self.schema.generation}", "", ())
-                    self._said[shard] = at = shard.next
-                    await engine.send(engine.config.changelogs[topic], str(at).encode(), key=key, partition=number)
+        for shard, key, value in self.plan.unsaid():
+            await engine.send(engine.config.changelogs[shard.partition.topic], value, key=key, partition=shard.partition.number)
 
     # ---- progress, and the swap
 
@@ -239,17 +212,18 @@ class Rebuild:
         engine = self.engine
         try:
             asked = 0.0
-            while not (self.over or engine.should_stop or engine._dead or engine.rebuild is not self):
-                if time.monotonic() >= asked + 0.5 and (not self.swapping or self.beside):
+            while not (self.plan.over or engine.should_stop or engine._dead or engine.rebuild is not self):
+                plan = self.plan
+                if time.monotonic() >= asked + 0.5 and (not plan.swapping or self.beside):
                     asked = time.monotonic()
                     await self._aim()
-                    if not self.swapping and engine.config.folds and self.goal and self._built():
-                        await engine.decide(self.schema.generation, former=self.serving)
+                    if not plan.swapping and engine.config.folds and plan.built():
+                        await engine.decide(plan.generation, former=plan.serving)
                         asked += 2.0
-                if self.swapping and self._level():
+                if plan.swapping and plan.level():
                     if not self.beside and engine.config.folds:
                         await engine.app.consumer.commit()
-                    if self._level() and (self.beside or not engine.core.committable()):  # else what is put out would be compared with what was told before it
+                    if plan.level() and (self.beside or not engine.core.committable()):  # else what is put out would be compared with what was told before it
                         await engine.swap()
                         return
                 await asyncio.sleep(0.02)
@@ -264,27 +238,11 @@ class Rebuild:
         except (TimeoutError, KafkaError) as exc:
             engine.log.warning("how far the tables must be rebuilt is not known at the moment: %r", exc)
             return
-        self.goal = {name: found.get(engine._source(shard), 0) for name, shard in self.core.shards.items()}
+        self.plan.aim({name: found.get(engine._source(shard), 0) for name, shard in self.core.shards.items()})
         now = time.monotonic()
-        self._marks.append((now, sum(self.absorbed(shard) for shard in self.core.shards.values())))
+        self._marks.append((now, sum(shard.absorbed() for shard in self.core.shards.values())))
         while self._marks[0][0] < now - RATE_S and len(self._marks) > 2:
             self._marks.popleft()
-
-    def _built(self) -> bool:
-        return all(self.absorbed(shard) >= self.goal[name] for name, shard in self.core.shards.items())
-
-    def _level(self) -> bool:
-        """Whether the new rows are as far as the former ones here, and nothing of ours is unwritten."""
-        if self.beside:
-            return self._built() and not any(shard.dirty() or shard.flushing for shard in self.core.shards.values())
-        for name, shard in self.core.shards.items():
-            former = self.engine.core.shards[name]
-            if former.owned:
-                if not (former.ready and shard.ready and shard.next == former.next) or former.dirty() or former.flushing or shard.dirty() or shard.flushing:
-                    return False
-            elif self.absorbed(shard) < former.absorbed():
-                return False
-        return True
 
     def progress(self) -> dict[str, Any]:
         """How far it is: records folded of those to fold, records a second, and when it will be done."""
@@ -293,8 +251,8 @@ class Rebuild:
         tables: list[dict[str, Any]] = []
         for (topic, number), shard in self.core.shards.items():
             start = self.starts.get((topic, number), 0)
-            goal = max(self.goal.get((topic, number), 0), start)
-            folded = min(max(self.absorbed(shard), start), goal) - start
+            goal = max(self.plan.goal.get((topic, number), 0), start)
+            folded = min(max(shard.absorbed(), start), goal) - start
             one = {"topic": engine.config.prefix + topic, "partition": number, "folded": folded, "to_fold": goal - start, "builder": shard.owned}
             partitions.append(one)
         serving = {table.name: table for table in engine.schema.tables} if not self.beside else {}
@@ -304,14 +262,14 @@ class Rebuild:
             held = None if former is None else sum(len(space) for s in engine.core.shards.values() for space in s.partition.spaces[former.index].values())
             tables.append({"name": table.name, "version": table.version, "keys": keys, "serving_keys": held})
         folded, total = sum(one["folded"] for one in partitions), sum(one["to_fold"] for one in partitions)
-        now, so_far = time.monotonic(), sum(self.absorbed(shard) for shard in self.core.shards.values())
+        now, so_far = time.monotonic(), sum(shard.absorbed() for shard in self.core.shards.values())
         first_at, first = self._marks[0] if self._marks else (now, so_far)
         per_s = (so_far - first) / (now - first_at) if now > first_at else None
         left = 0.0 if folded >= total else (total - folded) / per_s if per_s else None
         return {
-            "state": "swapping" if self.swapping else "building",
+            "state": "swapping" if self.plan.swapping else "building",
             "served_by": "other workers" if self.beside else "this worker",
-            "serving": self.serving,
+            "serving": self.plan.serving,
             "building": self.schema.generation,
             "differs": self.differs,
             "since": time_text(int(self.begun_at * 1e6)),

@@ -95,8 +95,8 @@ def test_a_rebuild_beside_tables_that_were_themselves_swapped_in_goes_on_until_s
         rebuild.begin()
         engine.refused, engine.on_refused = None, lambda: None
         rebuild.heed(then(old, new, other))
-        found = rebuild.over
-        rebuild.over = True
+        found = rebuild.plan.over
+        rebuild.plan.over = True
         return found
 
     assert asyncio.run(heeded()) is over
