@@ -133,7 +133,8 @@ class Shard:
         entombed: graves whose tombstones were written and not met by the follower yet.
         generations: what is on the changelog, by generation: what its rows are made with, JSON.
         written: rows of ours that the follower has not met yet, by changelog key.
-        n_gone: offsets that the source topic removed before they were folded.
+        n_gone: offsets that the source topic removed before they were folded; the rows lack them for ever. What was committed is in the
+            rows, or was no record: that may be gone.
         building: its rows are made beside those that serve; nothing is put out.
         headless: they cannot be made: the log no longer has its start.
         told: alert id -> what a generation said of it while it was built, until an owner has told what differs; empty otherwise.
@@ -368,16 +369,11 @@ class Core:
     def beheaded(self, shard: Shard, log_start: int) -> bool:
         """Asked where chunks are refused, with the log's start as it is now: what is not there any more cannot be fetched again.
 
-        Returns whether folding goes on behind what is gone; the rows then lack it for ever, and `n_gone` counts it. What was
-        committed is in the rows, or was no record: that may be gone.
+        True where the partition must be gained once more, with all that is asked for on a gain asked anew. Folding then goes on behind
+        what is gone, but not before the changelog is followed: this owner may have slept through its loss, and what is gone may have
+        been folded by another; rows that lack it would have the higher versions.
         """
-        if not shard.ready or log_start <= shard.next:
-            return False
-        shard.n_gone += max(0, log_start - max(shard.next, shard.committed or 0))
-        shard.next = shard.log_start = log_start
-        if not shard.dirty() and shard.flushing is None:
-            shard.safe = log_start
-        return True
+        return shard.ready and log_start > shard.next
 
     # ---- flushing
 
@@ -435,6 +431,8 @@ class Core:
             self._put_back(flush)
             flush.shard.entombed.difference_update(flush.graves)
             flush.shard.flushing = None
+            if not flush.shard.dirty():
+                flush.shard.safe = flush.shard.next  # only its ack failed: all of it was read back meanwhile
 
     def _put_back(self, flush: Flush) -> None:
         partition = flush.shard.partition

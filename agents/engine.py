@@ -898,11 +898,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             if (gone := min(starts[source], until) - since) > 0:
                 shard.n_gone += gone
                 self._tell_gone(shard, gone)
-            before = shard.n_gone
             if self.core.beheaded(shard, starts[source]):
-                if shard.n_gone > before:
-                    self._tell_gone(shard, shard.n_gone - before)
-                self._seeks[TP(source.topic, source.partition)] = shard.next
+                self.add_future(self._gain([TP(source.topic, source.partition)]))
 
     def _tell_gone(self, shard: Shard, n: int) -> None:
         self.log.error(

@@ -149,8 +149,8 @@ class WritesTwoFlushesAtOnce(Core):
 class TakesOutputsForPublished(Core):
     """After a gain the outputs of some records behind the committed offset are taken for published."""
 
-    def gained(self, topic: str, number: int, *, committed: int | None, log_start: int, changelog_end: int) -> Shard:
-        shard = super().gained(topic, number, committed=committed, log_start=log_start, changelog_end=changelog_end)
+    def gained(self, topic: str, number: int, **known: Any) -> Shard:
+        shard = super().gained(topic, number, **known)
         shard.publish_from += 8
         return shard
 

@@ -1,175 +1,46 @@
-"""A small world around the core: broker, workers and faults, all drawn from one seed.
+"""A small world around the core: brokers, workers and faults, all drawn from one seed.
 
-The core under test is the product's own (`agents.core`), and so is the fold machinery (`tables.partition`). Simulated are the
-broker (source log with control records, compacted changelog, outputs, group offsets), the workers' I/O (partial writes, late
-and lost acks, dropped chunks, seeks) and what befalls them (crash, pause beyond the session, rebalance, compaction).
+The core under test is the product's own (`agents.core`, and `agents.beside` for a rebuild), and so is the fold machinery
+(`tables.partition`). Simulated are the brokers (`broker`: source log with control records, compacted changelog, outputs, group
+offsets), the workers' I/O (partial writes, late and lost acks, dropped chunks, seeks), the group (`group`: eager and cooperative
+rebalances, static members) and what befalls them (crash, pause beyond the session, compaction, retention). In some schedules the
+workers are restarted with another setting (`upgrade`), in some the source topic is deleted and made again (`recreate`).
 
-At the end the world heals, everybody catches up, and the invariants are checked:
-  * every worker's rows equal the pure fold of the log;
-  * the outputs on the log are those of the pure fold, none missing, none false (twins allowed);
-  * the committed offset was never ahead of the durable rows and outputs;
-  * who was ready had read every row that was on the changelog when it became the owner;
-  * what was cleared has nothing but tombstones on the changelog.
+`truth` is compared at every step: a row or an output that is written must be that of the pure fold at its version; what is below a
+committed offset must be durable; who is ready must have read all that it must; what is counted as gone must be gone. At the end the
+world heals, everybody catches up, and every worker's rows are those of the pure fold of the log, with nothing missing and nothing false.
 """
 
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
-from operator import attrgetter, itemgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from agents.beside import Beside
 from agents.core import Core, Flush, Refusal, Shard
-from streams.events import TrustObserved
-from tables.dedupe import IDS
-from tables.fold import Fold, Refused
-from tables.partition import HEAD, Bounds, Output, Partition, Schema
-from tables.rows import Row, Table, parse_wire_key, wire_key
+from tables.partition import Output, Schema
+
+from .broker import Broker, Rec, Told
+from .folds import BOUNDS, OLD, TENANTS, Ordered
+from .group import Group
+from .truth import Truth
 
 T = TypeVar("T")
-MOST_TRIES = 1000
-"""Schedules that are run to shrink one."""
+START_MS = 1_772_409_600_000
+encoded = msgspec.json.Encoder().encode
 
 
-class InOrder(set[Row]):
-    """A set that is gone through in the order of what was put in, so that a seed always gives the same schedule."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._order: dict[Row, None] = {}
-
-    def add(self, row: Row) -> None:
-        super().add(row)
-        self._order[row] = None
-
-    def discard(self, row: Row) -> None:
-        super().discard(row)
-        self._order.pop(row, None)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._order)
-
-
-class Ordered(Partition):
-    """A partition whose changed rows are written in the order in which they changed."""
-
-    marks = InOrder
-
-
-class Last(msgspec.Struct, array_like=True):
-    """The source row: what was seen last."""
-
-    n: int = 0
-    name: str = ""
-
-
-class Chain(msgspec.Struct, array_like=True):
-    """The reader row: a digest over everything it saw of the source row, so any error shows for ever."""
-
-    n: int = 0
-    digest: int = 0
-
-
-CHAIN = Table("sim_chain", Chain, rank=20)
-LAST = Table("sim_last", Last, rank=30)
-KEYS = Table("sim_keys", Chain, rank=25)
-
-
-class Chained(Fold):
-    """Two dependent rows, one independent row a key, outputs, and refusals that depend on state."""
-
-    tables = (CHAIN, KEYS, LAST)
-    topics = ("judgments",)
-
-    def __init__(self) -> None:
-        self.handlers = {TrustObserved: self.observed}
-
-    def observed(self, event: Any, p: Partition) -> None:
-        data = event.data
-        last = p.read(LAST, event.tenant, ())
-        name, n = (last.name, last.n) if last is not None else ("", 0)
-        if data.id == name and not data.success:
-            raise Refused("goal_conflict", "data.id: the same again")
-        chain = p.open(CHAIN, event.tenant, ())
-        if chain is not None:
-            chain.digest = (chain.digest * 1_000_003 + hash_of(name) + p.offset + n) % (1 << 61)
-            chain.n += 1
-        row = p.open(KEYS, event.tenant, (data.id,))
-        if row is not None:
-            row.digest = (row.digest * 31 + p.offset + 1) % (1 << 61)
-            row.n += 1
-            if row.n % 3 == 0:
-                p.publish("alerts", data.id.encode(), f"{data.id}:{row.n}:{p.offset}".encode())
-        source = p.open(LAST, event.tenant, ())
-        if source is not None:
-            source.n += 1
-            source.name = data.id
-
-
-def hash_of(text: str) -> int:
-    """A hash that is the same in every process."""
-    value = 0
-    for char in text.encode():
-        value = value * 131 + char
-    return value
-
-
-TENANTS = ("a", "a", "a", "b")
-SCHEMA = Schema([Chained()])
-BOUNDS = Bounds(dedupe_window=128)
-
-
-@dataclass(slots=True)
-class Rec:
-    """A record of the source log."""
-
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
-
-
-@dataclass
-class Broker:
-    """What survives: the logs and the group's offsets."""
-
-    log: list[list[Rec]]
-    starts: list[int]
-    ends: list[int]
-    changelog: list[list[tuple[int, bytes, bytes | None, int]]]
-    changelog_end: list[int]
-    outputs: list[list[tuple[int, str, bytes | None, bytes | None]]]
-    committed: list[int | None]
-    durable: list[int]
-    step: int = 0
-    buried: dict[tuple[int, str], int] = field(default_factory=dict)
-
-    def append_rows(self, n: int, rows: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Append to a changelog partition."""
-        for key, value in rows:
-            if value is not None and len(value) == HEAD.size:
-                place = n, parse_wire_key(key)[1]
-                self.buried[place] = max(HEAD.unpack(value)[0], self.buried.get(place, -1))
-            self.changelog[n].append((self.changelog_end[n], key, value, self.step))
-            self.changelog_end[n] += 1
-
-    def compact(self, n: int, lag: int) -> None:
-        """Keep the last record of each key, but touch nothing younger than `lag` steps."""
-        newest = {key: offset for offset, key, _, _ in self.changelog[n]}
-        self.changelog[n] = [r for r in self.changelog[n] if newest[r[1]] == r[0] or r[3] > self.step - lag]
-
-
-@dataclass
+@dataclass(eq=False)
 class Writing:
     """A flush on its way: what is still to be appended, and whether its ack will come."""
 
     flush: Flush
+    worker: Worker
     n: int
     outputs: list[Output]
     rows: list[tuple[bytes, bytes | None]]
@@ -177,26 +48,53 @@ class Writing:
 
 
 class Worker:
-    """One worker's memory and I/O."""
+    """One worker's memory and I/O.
+
+    Attributes:
+        core: that serves.
+        beside: what it builds beside, if it does.
+        schema: what it was started to serve.
+        position: next changelog offset to follow, by partition.
+        fetch: next source offset to fetch.
+        owed: the changelog's end at the last gain.
+        gone: what was told to be gone before the last gain.
+        paused_until: the step at which it wakes.
+        stopped: why it has stopped for good; a person must mend that.
+    """
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
+        self.schema = OLD
         self.boot()
 
     def boot(self) -> None:
         """Start with empty memory."""
-        self.core: Core = self.world.core_type(Ordered("judgments", n, SCHEMA, count=self.world.parts, bounds=BOUNDS) for n in range(self.world.parts))
+        self.core = self.made(self.schema)
+        self.shards = list(self.core.shards.values())
+        self.beside: Beside | None = None
         self.position = [0] * self.world.parts
         self.fetch = [0] * self.world.parts
         self.owed = [0] * self.world.parts
+        self.gone = [0] * self.world.parts
         self.writing: list[Writing] = []
         self.paused_until = -1
+        self.stopped: Exception | None = None
         self.inbox: list[tuple[int, int, int, int, list[Rec]]] = []
+
+    def made(self, schema: Schema) -> Core:
+        """A core with empty partitions."""
+        brokers = self.world.brokers
+        partitions = [Ordered("judgments", n, schema, count=len(brokers), bounds=BOUNDS, identity=broker.identity) for n, broker in enumerate(brokers)]
+        return self.world.core_type(partitions)
 
     def shard(self, n: int) -> Shard:
         """Bookkeeping of a partition."""
-        return self.core.shards[("judgments", n)]
+        return self.shards[n]
+
+    def folded(self) -> list[Shard]:
+        """Of everything that is folded: what serves, and what is built beside it."""
+        return self.shards if self.beside is None else [*self.shards, *self.beside.building.shards.values()]
 
     def crash(self) -> None:
         """Lose all memory. What was handed to the network may still arrive."""
@@ -224,6 +122,7 @@ class Profile:
             "crash": 0.35,
             "pause": 0.4,
             "rebalance": 0.5,
+            "assign": 3,
             "compact": 0.6,
             "drop": 0.7,
             "orphan": 1,
@@ -264,27 +163,17 @@ class World:
         self.broken_seek = broken_seek
         self.profile = profile or Profile()
         self.parts = parts
-        self.broker = Broker(
-            [[] for _ in range(parts)],
-            [0] * parts,
-            [0] * parts,
-            [[] for _ in range(parts)],
-            [0] * parts,
-            [[] for _ in range(parts)],
-            [None] * parts,
-            [0] * parts,
-        )
+        self.step = 0
+        self.brokers = [Broker() for _ in range(parts)]
         self.orphans: list[Writing] = []
-        self.workers = [Worker(self, name) for name in ("a", "b")]
-        self.owners: list[Worker | None] = [None] * parts
+        self.workers = [Worker(self, name) for name in ("a", "b", "c")[: self.pick((2, 2, 2, 3))]]
+        self.group = Group(self)
         self.produced = 0
         self.clears = self.pick((0, 0.05, 0.2))
-        self.told = [Ordered("judgments", n, SCHEMA, count=parts, bounds=BOUNDS) for n in range(parts)]
-        self.seen: list[dict[bytes, int]] = [{} for _ in range(parts)]
-        self.read = [0] * parts
-        self.gone: list[list[Output]] = [[] for _ in range(parts)]
+        self.truth = {OLD.generation: [Truth(n, parts, broker, OLD) for n, broker in enumerate(self.brokers)]}
         self.skipped = skipped
         self.begun: list[str] = []
+        self.asleep_until = -1
 
     # ---- the run
 
@@ -294,15 +183,16 @@ class World:
         Raises:
             AssertionError: what does not hold; `begun` has what was done.
         """
-        self.rebalance(self.workers)
-        actions = [getattr(self, "do_" + kind) for kind in self.profile.weights]
-        weights = list(accumulate(self.profile.weights.values()))
-        for step in range(self.profile.steps):
-            self.broker.step = step
-            for at, act in enumerate(self.rng.choices(actions, cum_weights=weights, k=3), 3 * step):
-                if at not in self.skipped:
-                    self.begun.append(act.__name__.removeprefix("do_"))
-                    act()
+        self.group.rebalance(self.workers)
+        self.group.assign()
+        names = list(self.profile.weights)
+        acts = {name: getattr(self, "do_" + name) for name in names}
+        drawn = self.rng.choices(names, cum_weights=list(accumulate(self.profile.weights.values())), k=3 * self.profile.steps)
+        for at, name in enumerate(drawn):
+            if at not in self.skipped:
+                self.step = at // 3
+                self.begun.append(name)
+                acts[name]()
         self.heal()
         self.check()
 
@@ -314,18 +204,28 @@ class World:
         """One of them."""
         return found[int(self.rng.random() * len(found))]
 
+    def awake(self) -> list[Worker]:
+        """Workers that are not paused."""
+        return self.workers if self.asleep_until < self.step else [w for w in self.workers if w.paused_until < self.step]
+
     def worker(self) -> Worker | None:
         """A worker that is not paused."""
-        alive = [w for w in self.workers if w.paused_until < self.broker.step]
-        return self.pick(alive) if alive else None
+        alive = self.workers if self.asleep_until < self.step else self.awake()
+        return alive[int(self.rng.random() * len(alive))] if alive else None
+
+    # ---- what is on the log
+
+    def now(self) -> int:
+        """Kafka timestamp of the next record, milliseconds: by its producer's clock, and those run apart."""
+        return START_MS + self.produced + self.below(30_000)
 
     def do_produce(self) -> None:
         if self.produced >= self.profile.events:
             return
-        n = self.below(self.parts)
+        broker = self.brokers[self.below(self.parts)]
         name = f"k{self.below(5)}"
-        if self.rng.random() < 0.1 and self.broker.log[n]:
-            raw = self.pick(self.broker.log[n]).value  # delivered twice
+        if self.rng.random() < 0.1 and broker.log:
+            raw = self.pick(broker.log).value  # delivered twice
         elif self.rng.random() < 0.05:
             raw = b"{not json"
         elif self.rng.random() < self.clears:
@@ -342,43 +242,65 @@ class World:
                 "data": {"kind": "model", "id": name, "success": self.rng.random() < 0.7},
             }
             raw = encoded(event)
-        self.broker.log[n].append(Rec(self.broker.ends[n], 1_772_409_600_000 + self.produced, None, raw))
-        self.broker.ends[n] += 1
+        broker.produce(self.now(), None, raw)
         self.produced += 1
 
     def do_control(self) -> None:
-        self.broker.ends[self.below(self.parts)] += 1  # a transaction's marker: an offset without a record
+        self.brokers[self.below(self.parts)].end += 1  # a transaction's marker: an offset without a record
 
     def do_redrive(self) -> None:
         """A dead letter is sent again, perhaps for the second time, perhaps repaired by nothing but what came since."""
         n = self.below(self.parts)
-        letters = [out for out in self.broker.outputs[n] if out[1] == "dead-letters"]
+        letters = [out for out in self.brokers[n].outputs if out.topic == "dead-letters"]
         if letters and self.produced < self.profile.events:
-            offset, _, key, value = self.pick(letters)
-            self.broker.log[n].append(Rec(self.broker.ends[n], 1_772_409_600_000 + self.produced, key, value, [("redriven", b"judgments/%d/%d" % (n, offset))]))
-            self.broker.ends[n] += 1
+            letter = self.pick(letters)
+            self.brokers[n].produce(self.now(), letter.key, letter.value, [("redriven", b"judgments/%d/%d" % (n, letter.offset))])
             self.produced += 1
 
     def do_retain(self) -> None:
-        """Retention removes the log's head, as far as the group has committed."""
+        """Retention removes the log's head: mostly what the group has committed; now and then what nobody has folded."""
         n = self.below(self.parts)
-        start = self.broker.starts[n]
-        self.broker.starts[n] = start + self.below(max(0, (self.broker.committed[n] or 0) - start) + 1)
+        broker = self.brokers[n]
+        if self.rng.random() < 0.2 and self.untouched(n):
+            until = broker.end - self.below(broker.end - max(broker.start, broker.highest + 1))
+            if until > broker.start:
+                folded = max(broker.start, broker.highest + 1, broker.committed or 0)
+                if until > folded:
+                    broker.gone.append((folded, until))
+                broker.start = until
+        else:
+            broker.start += self.below(max(0, (broker.committed or 0) - broker.start) + 1)
+
+    def untouched(self, n: int) -> bool:
+        """Whether what is behind the newest row that was written was not folded by anybody, nor fetched."""
+        highest = self.brokers[n].highest
+        return (
+            not any(writing.n == n for writing in self.orphans)
+            and self.brokers[n].end > max(highest + 1, self.brokers[n].start)
+            and self.brokers[n].whole == highest
+            and all(
+                worker.shard(n).partition.next <= highest + 1
+                and not any(item[0] == n for item in worker.inbox)
+                and not any(writing.n == n for writing in worker.writing)
+                for worker in self.workers
+            )
+        )
+
+    def do_compact(self) -> None:
+        self.brokers[self.below(self.parts)].compact(self.step, self.profile.lag_steps)
+
+    # ---- what workers do
 
     def do_fetch(self) -> None:
         worker = self.worker()
         if worker is None:
             return
-        for n in range(self.parts):
-            shard = worker.shard(n)
-            if self.owners[n] is not worker or not shard.ready or any(item[0] == n for item in worker.inbox):
+        for n, shard in enumerate(worker.shards):
+            if not shard.ready or any(item[0] == n for item in worker.inbox):
                 continue
-            start = worker.fetch[n] = max(worker.fetch[n], self.broker.starts[n])  # out of range: the client goes to the earliest
-            most = 1 + self.below(11)
-            log = self.broker.log[n]
-            first = bisect_left(log, start, key=attrgetter("offset"))
-            records = log[first : first + most]
-            end = log[first + most].offset if first + most < len(log) else self.broker.ends[n]
+            broker = self.brokers[n]
+            start = worker.fetch[n] = max(worker.fetch[n], broker.start)  # out of range: the client goes to the earliest
+            records, end = broker.records(start, 1 + self.below(11))
             if end > start:
                 worker.fetch[n] = end
                 worker.inbox.append((n, shard.epoch, start, end, records))
@@ -389,13 +311,15 @@ class World:
             return
         n, epoch, start, end, records = worker.inbox.pop(0)
         found = worker.core.chunk(worker.shard(n), epoch, start, end, records)
-        if isinstance(found, Refusal):
+        if found.__class__ is Refusal:
             self.refused(worker, n, found)
 
     def refused(self, worker: Worker, n: int, refusal: Refusal) -> None:
         """Fetch again, or go on behind what retention has removed."""
-        gone = worker.core.beheaded(worker.shard(n), self.broker.starts[n])
-        self.seek(worker, n, worker.shard(n).next if gone else refusal.seek)
+        if worker.core.beheaded(worker.shard(n), self.brokers[n].start):
+            self.gain(worker, n)
+        else:
+            self.seek(worker, n, refusal.seek)
 
     def seek(self, worker: Worker, n: int, offset: int) -> None:
         """Move the fetch position."""
@@ -410,27 +334,20 @@ class World:
     def do_idle(self) -> None:
         worker = self.worker()
         if worker is not None:
-            for n in range(self.parts):
-                found = worker.core.idle(worker.shard(n), worker.fetch[n])
-                if found is not None and self.owners[n] is worker:
+            for n, shard in enumerate(worker.shards):
+                found = worker.core.idle(shard, worker.fetch[n])
+                if found is not None:
                     self.refused(worker, n, found)
-
-    def do_learn(self) -> None:
-        """A worker learns that it is no owner any more."""
-        worker = self.worker()
-        if worker is not None:
-            for n in range(self.parts):
-                if self.owners[n] is not worker:
-                    worker.core.lost("judgments", n)
 
     def do_take(self) -> None:
         worker = self.worker()
         if worker is None:
             return
-        for n in range(self.parts):
-            flush = worker.core.take(worker.shard(n))
+        for shard in worker.folded():
+            flush = worker.core.take(shard)
             if flush is not None:
-                worker.writing.append(Writing(flush, n, list(flush.outputs), list(flush.rows), self.rng.random() < 0.05))
+                lost_ack = self.rng.random() < 0.05
+                worker.writing.append(Writing(flush, worker, shard.partition.number, list(flush.outputs), list(flush.rows), lost_ack))
 
     def do_write(self) -> None:
         worker = self.worker()
@@ -439,20 +356,30 @@ class World:
 
     def advance(self, writing: Writing) -> None:
         """Append a part of a flush, outputs first."""
+        broker, generation = self.brokers[writing.n], writing.flush.shard.partition.schema.generation
+        truth = self.truth[generation][writing.n]
         if writing.outputs:
             k = 1 + self.below(len(writing.outputs))
             part, writing.outputs = writing.outputs[:k], writing.outputs[k:]
-            self.broker.outputs[writing.n].extend((o.offset, o.topic, o.key, o.value) for o in part)
+            for o in part:
+                truth.check_output(o.offset, o.topic, o.key, o.value)
+                broker.outputs.append(Told(o.offset, o.topic, o.key, o.value, generation, False))
+                broker.published.add((o.offset, o.topic, o.key, o.value))
+                broker.highest = max(broker.highest, o.offset)
         elif writing.rows:
             k = 1 + self.below(len(writing.rows))
-            part_rows, writing.rows = writing.rows[:k], writing.rows[k:]
-            self.broker.append_rows(writing.n, part_rows)
+            rows, writing.rows = writing.rows[:k], writing.rows[k:]
+            for key, value in rows:
+                if value is not None and not key.startswith(b"schema|"):
+                    truth.check_row(key, value)
+                broker.append(key, value, self.step)
 
     def do_ack(self) -> None:
         worker = self.worker()
-        if worker is None:
+        if worker is None or not worker.writing:
             return
-        for writing in [w for w in worker.writing if not w.outputs and not w.rows]:
+        done = [w for w in worker.writing if not w.outputs and not w.rows]
+        for writing in done:
             worker.writing.remove(writing)
             if writing.lost_ack:
                 worker.core.failed(writing.flush)
@@ -468,77 +395,94 @@ class World:
     def do_follow(self) -> None:
         worker = self.worker()
         if worker is not None:
-            n = self.below(self.parts)
-            self.follow(worker, n, 1 + self.below(29))
+            self.follow(worker, self.below(self.parts), 1 + self.below(29))
 
     def follow(self, worker: Worker, n: int, most: int) -> None:
         """Read on in a changelog partition."""
-        first = bisect_left(self.broker.changelog[n], worker.position[n], key=itemgetter(0))
-        records = self.broker.changelog[n][first : first + most]
-        position = records[-1][0] + 1 if len(records) == most else self.broker.changelog_end[n]
-        worker.position[n] = position
-        was = worker.shard(n).ready
-        worker.core.followed(worker.shard(n), [(r[1], r[2]) for r in records], position)
-        if worker.shard(n).ready and not was:
+        records, worker.position[n] = self.brokers[n].read(worker.position[n], most)
+        shard = worker.shard(n)
+        was = shard.ready
+        if not records and shard.followed == worker.position[n] and (was or not shard.owned):
+            return
+        worker.core.followed(shard, records, worker.position[n])
+        if shard.ready and not was:
             self.begin(worker, n)
+
+    def begin(self, worker: Worker, n: int) -> None:
+        """An owner says that it is ready to fold."""
+        read, owed = worker.position[n], worker.owed[n]
+        assert read >= owed, f"partition {n}: {worker.name} is ready, but has read the changelog to {read} of {owed} only"
+        shard = worker.shard(n)
+        since, told = max(shard.partition.window.done + 1, shard.committed or 0), shard.n_gone - worker.gone[n]
+        gone = self.brokers[n].lost(since, shard.next) if since else 0  # where nothing was folded yet, it is a new deployment
+        assert told == gone, f"partition {n}: {worker.name} tells that {told} offsets are gone before they were folded, {gone} are"
+        self.seek(worker, n, shard.next)
 
     def do_commit(self) -> None:
         worker = self.worker()
-        if worker is None:
-            return
+        if worker is not None:
+            self.commit(worker)
+
+    def commit(self, worker: Worker) -> None:
+        """Commit what may be; the group refuses it of who is no owner any more."""
         for (_, n), offset in worker.core.committable().items():
-            if self.owners[n] is not worker:
-                continue  # the group refuses a commit of an old generation
-            self.check_commit(n, offset)
-            self.broker.committed[n] = offset
-            worker.core.committed("judgments", n, offset)
+            if self.group.owners[n] is worker:
+                self.truth[worker.shard(n).partition.schema.generation][n].check_durable(offset)
+                self.brokers[n].committed = offset
+                worker.core.committed("judgments", n, offset)
+
+    # ---- what befalls them
 
     def do_crash(self) -> None:
         worker = self.pick(self.workers)
         worker.crash()
-        self.rebalance([w for w in self.workers if w is not worker] if self.rng.random() < 0.5 else self.workers)
+        self.group.left(worker)
 
     def do_pause(self) -> None:
-        """A worker stops beyond its session, the other takes over; it wakes with its writes still under way."""
+        """A worker stops beyond its session, the others take over; it wakes with its writes still under way."""
         worker = self.worker()
         if worker is not None:
-            worker.paused_until = self.broker.step + 5 + self.below(55)
-            self.rebalance([w for w in self.workers if w is not worker])
+            worker.paused_until = self.step + 5 + self.below(55)
+            self.asleep_until = max(self.asleep_until, worker.paused_until)
+            self.group.rebalance([w for w in self.awake() if w is not worker])
 
     def do_rebalance(self) -> None:
-        self.rebalance([w for w in self.workers if w.paused_until < self.broker.step])
+        self.group.rebalance(self.awake())
 
-    def rebalance(self, members: Sequence[Worker]) -> None:
-        """Assign every partition anew over the members."""
-        for n in range(self.parts):
-            owner = self.pick(members) if members else None
-            old = self.owners[n]
-            if owner is old and owner is not None and owner.shard(n).owned:
-                continue
-            if old is not None and old.paused_until < self.broker.step:
-                old.core.lost("judgments", n)
-            self.owners[n] = owner
-            if owner is not None:
-                self.gain(owner, n)
+    def do_assign(self) -> None:
+        self.group.assign()
 
-    def gain(self, owner: Worker, n: int) -> None:
+    def do_learn(self) -> None:
+        """A worker learns that it is no owner any more."""
+        worker = self.worker()
+        if worker is not None:
+            for n in range(self.parts):
+                if self.group.owners[n] is not worker:
+                    worker.core.lost("judgments", n)
+
+    def gain(self, worker: Worker, n: int) -> None:
         """A paused worker that wakes learns of its losses before it gains."""
-        committed = self.broker.committed[n]
-        owner.owed[n] = self.broker.changelog_end[n]
-        owner.core.gained("judgments", n, committed=committed, log_start=self.broker.starts[n], changelog_end=self.broker.changelog_end[n])
-        owner.inbox = [item for item in owner.inbox if item[0] != n]
-        owner.fetch[n] = committed or 0
-        if owner.shard(n).ready:
-            self.begin(owner, n)
+        broker, shard = self.brokers[n], worker.shard(n)
+        worker.owed[n] = broker.changelog_end
+        worker.gone[n] = shard.n_gone
+        worker.inbox = [item for item in worker.inbox if item[0] != n]
+        worker.fetch[n] = broker.committed or 0
+        worker.core.gained("judgments", n, committed=broker.committed, log_start=broker.start, changelog_end=broker.changelog_end)
+        if shard.ready:
+            self.begin(worker, n)
 
-    def begin(self, owner: Worker, n: int) -> None:
-        """An owner says that it is ready to fold."""
-        read, owed = owner.position[n], owner.owed[n]
-        assert read >= owed, f"partition {n}: {owner.name} is ready, but has read the changelog to {read} of {owed} only"
-        self.seek(owner, n, owner.shard(n).next)
-
-    def do_compact(self) -> None:
-        self.broker.compact(self.below(self.parts), self.profile.lag_steps)
+    def lose(self, worker: Worker, n: int) -> None:
+        """A partition is revoked: mostly there is time to write and commit what is folded."""
+        shard = worker.shard(n)
+        if self.rng.random() < 0.5:
+            for writing in [w for w in worker.writing if w.n == n]:
+                while writing.outputs or writing.rows:
+                    self.advance(writing)
+                worker.writing.remove(writing)
+                worker.core.acked(writing.flush)
+            self.commit(worker)
+        worker.core.lost("judgments", n)
+        assert not shard.ready
 
     def do_orphan(self) -> None:
         if self.orphans:
@@ -553,131 +497,66 @@ class World:
         """Everybody awake, zombies' writes land, one stable assignment; run until nothing moves."""
         for worker in self.workers:
             worker.paused_until = -1
-        for n in range(self.parts):
-            for worker in self.workers:
-                if self.owners[n] is not worker:
-                    worker.core.lost("judgments", n)
+        self.asleep_until = -1
         for writing in self.orphans:
-            while writing.rows:
+            while writing.outputs or writing.rows:
                 self.advance(writing)
         self.orphans = []
-        self.rebalance(self.workers)
+        for n in range(self.parts):
+            for worker in self.workers:
+                if self.group.owners[n] is not worker:
+                    worker.core.lost("judgments", n)
+        self.group.rebalance(self.workers)
+        self.group.assign()
         for _ in range(400):
-            self.broker.step += 1
+            self.step += 1
             for worker in self.workers:
                 for n in range(self.parts):
                     self.follow(worker, n, 1 << 30)
-            for kind in ("fetch", "deliver", "deliver", "take", "write", "write", "write", "ack", "commit", "idle"):
-                for _ in range(2):
-                    getattr(self, "do_" + kind)()
+            for act in (
+                self.do_fetch,
+                self.do_deliver,
+                self.do_deliver,
+                self.do_take,
+                self.do_write,
+                self.do_write,
+                self.do_write,
+                self.do_ack,
+                self.do_commit,
+                self.do_idle,
+            ):
+                act()
+                act()
             if self.quiet():
                 break
-        for n in range(self.parts):
-            self.broker.compact(n, 0)
         late = Worker(self, "late")
-        for n in range(self.parts):
+        for n, broker in enumerate(self.brokers):
+            broker.compact(self.step, 0)
             self.follow(late, n, 1 << 30)
         self.workers.append(late)
 
     def quiet(self) -> bool:
         """Nothing is left to do."""
-        return all(
-            owner is not None
-            and owner.shard(n).ready
-            and owner.shard(n).next == self.broker.ends[n]
-            and not owner.shard(n).dirty()
-            and not owner.shard(n).partition.graves
-            and owner.shard(n).flushing is None
-            and owner.position[n] == self.broker.changelog_end[n]
-            and (self.broker.committed[n] or 0) == self.broker.ends[n]
-            and all(w.position[n] == self.broker.changelog_end[n] for w in self.workers)
-            for n, owner in enumerate(self.owners)
-        )
-
-    def check_commit(self, n: int, offset: int) -> None:
-        """Offsets never ahead of rows and outputs. What an earlier commit was checked for is not looked at again: logs only grow."""
-        expected, newest = self.told[n], self.seen[n]
-        expected.absorb([r for r in self.broker.log[n] if expected.next <= r.offset < offset])
-        changelog = self.broker.changelog[n]
-        for _, key, value, _ in changelog[bisect_left(changelog, self.read[n], key=itemgetter(0)) :]:
-            if value is not None:
-                newest[key] = max(newest.get(key, -1), int.from_bytes(value[:8], "big", signed=True))
-        self.read[n] = self.broker.changelog_end[n]
-        for key, value, row, _ in expected.drain():
-            if row.applied <= self.broker.buried.get((n, row.tenant), -1):
-                continue  # it is cleared with what is in its grave already
-            assert newest.get(key, -1) >= row.applied, (
-                f"partition {n}: committed {offset}, but {key!r} at {row.applied} is not on the changelog ({value[:0]!r})"
-            )
-        out = {(o, t, k) for o, t, k, _ in self.broker.outputs[n]} if expected.outputs else set()
-        for o in expected.outputs:
-            assert (o.offset, o.topic, o.key) in out, f"partition {n}: committed {offset}, but the output of {o.offset} is not on the log"
-        self.gone[n] += expected.outputs
-        expected.outputs.clear()
+        for broker, owner, n in zip(self.brokers, self.group.owners, range(self.parts), strict=True):
+            if owner is None:
+                return False
+            shard = owner.shard(n)
+            if not shard.ready or shard.next != broker.end or shard.dirty() or shard.partition.graves or shard.flushing is not None:
+                return False
+            if (broker.committed or 0) != broker.end or any(worker.position[n] != broker.changelog_end for worker in self.workers):
+                return False
+        return True
 
     def check(self) -> None:
         """All invariants."""
-        for n in range(self.parts):
-            owner = self.owners[n]
+        for n, (broker, owner) in enumerate(zip(self.brokers, self.group.owners, strict=True)):
             assert owner is not None
-            shard = owner.shard(n)
-            assert shard.next == self.broker.ends[n], f"partition {n}: stuck at {shard.next} of {self.broker.ends[n]}"
-            assert (self.broker.committed[n] or 0) == self.broker.ends[n], f"partition {n}: committed {self.broker.committed[n]} of {self.broker.ends[n]}"
-            expected = self.told[n]
-            expected.absorb([r for r in self.broker.log[n] if r.offset >= expected.next])
-            wanted = rows_of(expected)
-            live = {wire_key(*key) for key in wanted}
-            kept = {key for _, key, value, _ in self.broker.changelog[n] if value is not None and not key.startswith(b"schema|")}
-            assert kept <= live, f"partition {n}: still on the changelog {sorted(kept - live)[:3]}"
+            shard, truth = owner.shard(n), self.truth[OLD.generation][n]
+            assert shard.next == broker.end, f"partition {n}: stuck at {shard.next} of {broker.end}"
+            assert (broker.committed or 0) == broker.end, f"partition {n}: committed {broker.committed} of {broker.end}"
+            truth.check_durable(broker.end)
             for worker in self.workers:
-                found = rows_of(worker.shard(n).partition)
-                assert found == wanted, f"partition {n}: worker {worker.name} differs in {[k for k in wanted if found.get(k) != wanted[k]][:3]}"
-            have = {(o, t, k, v) for o, t, k, v in self.broker.outputs[n]}
-            want = {(o.offset, o.topic, o.key, o.value) for o in (*self.gone[n], *expected.outputs)}
-            assert have == want, f"partition {n}: outputs missing {sorted(want - have)[:2]}, false {sorted(have - want)[:2]}"
-
-
-encoded = msgspec.json.Encoder().encode
-
-
-def rows_of(partition: Partition) -> dict[tuple[str, str, tuple[str, ...]], tuple[int, bytes]]:
-    """Every row with its version and bytes."""
-    found = {}
-    for table in partition.schema.tables:
-        for tenant, space in partition.spaces[table.index].items():
-            for key, row in space.items():
-                if table is IDS or row.applied >= 0:
-                    found[(partition.schema.wires[table.index], tenant, key)] = (row.applied, bytes(table.dump(row)))
-    return found
-
-
-def shrunk(seed: int, core_type: Callable[..., Core] = Core, *, broken_seek: bool = False) -> World:
-    """The world of a seed that fails, with as little happening in it as still makes it fail.
-
-    Halves, quarters and so on of the schedule are left out as long as it fails, in whatever way; at most `MOST_TRIES` are made.
-    """
-
-    def failing(skipped: Set[int]) -> World | None:
-        world = World(seed, core_type, broken_seek=broken_seek, skipped=skipped)
-        try:
-            world.run()
-        except Exception:  # whatever it raises is a failure
-            return world
-        return None
-
-    world = failing(frozenset())
-    assert world is not None, f"seed {seed} does not fail"
-    every = frozenset(range(3 * world.profile.steps))
-    kept, size, tries = sorted(every), len(every) // 2, MOST_TRIES
-    while size and tries:
-        begin = 0
-        while begin < len(kept) and tries:
-            tries -= 1
-            fewer = kept[:begin] + kept[begin + size :]
-            found = failing(every.difference(fewer))
-            if found is not None:
-                world, kept = found, fewer
-            else:
-                begin += size
-        size //= 2
-    return world
+                truth.check_end(worker.shard(n).partition, worker.name)
+            truth.check_kept()
+            false = broker.published - truth.known
+            assert not false, f"partition {n}: outputs false {sorted(false)[:2]}"

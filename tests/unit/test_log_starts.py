@@ -18,8 +18,8 @@ def records() -> list[Rec]:
     return log.records[("costs", 0)]
 
 
-def owner(log: list[Rec], upto: int) -> tuple[Core, Shard]:
-    """An owner that has folded and written so many."""
+def owner(log: list[Rec], upto: int) -> tuple[Core, Shard, list[tuple[bytes, bytes | None]]]:
+    """An owner that has folded and written so many; and the changelog."""
     core = Core([Partition("costs", 0, Schema(folds()))])
     shard = core.gained("costs", 0, committed=None, log_start=0, changelog_end=0)
     core.chunk(shard, shard.epoch, 0, upto, log[:upto])
@@ -27,22 +27,23 @@ def owner(log: list[Rec], upto: int) -> tuple[Core, Shard]:
     assert flush is not None
     core.acked(flush)
     core.committed("costs", 0, upto)
-    return core, shard
+    core.followed(shard, flush.rows, len(flush.rows))
+    return core, shard, flush.rows
 
 
-def alone(log: list[Rec]) -> Partition:
-    """What a fold from the start gives."""
-    partition = Partition("costs", 0, Schema(folds()))
-    partition.absorb(log)
-    return partition
+def regained(core: Core, shard: Shard, committed: int | None, log_start: int, changelog: list[tuple[bytes, bytes | None]]) -> None:
+    """What the engine does where a log is beheaded."""
+    assert core.beheaded(shard, log_start)
+    core.gained("costs", 0, committed=committed, log_start=log_start, changelog_end=len(changelog))
+    core.followed(shard, changelog[shard.followed :], len(changelog))
 
 
 def test_an_owner_whose_log_is_beheaded_goes_on_at_its_start_and_counts_what_is_gone() -> None:
     log = records()
-    core, shard = owner(log, 40)
+    core, shard, changelog = owner(log, 40)
     assert isinstance(core.chunk(shard, shard.epoch, 70, 80, log[70:80]), Refusal)
     assert not core.beheaded(shard, 40), "nothing is gone: what lies between was dropped on its way, and is fetched again"
-    assert core.beheaded(shard, 70)
+    regained(core, shard, 40, 70, changelog)
     assert (shard.next, shard.safe, shard.n_gone) == (70, 70, 30)
     assert core.chunk(shard, shard.epoch, 70, 80, log[70:80]) == 10
     assert not core.beheaded(shard, 75), "what is folded may go"
@@ -51,10 +52,10 @@ def test_an_owner_whose_log_is_beheaded_goes_on_at_its_start_and_counts_what_is_
 
 def test_rows_that_are_not_yet_written_hold_the_safe_offset_back_though_the_log_is_beheaded() -> None:
     log = records()
-    core, shard = owner(log, 40)
+    core, shard, changelog = owner(log, 40)
     core.chunk(shard, shard.epoch, 40, 50, log[40:50])
-    assert core.beheaded(shard, 70)
-    assert core.committable() == {}
+    regained(core, shard, 40, 70, changelog)
+    assert (shard.next, shard.n_gone, core.committable()) == (70, 20, {})
     flush = core.take(shard)
     assert flush is not None
     core.acked(flush)
@@ -64,15 +65,40 @@ def test_rows_that_are_not_yet_written_hold_the_safe_offset_back_though_the_log_
 def test_what_was_committed_may_go_though_no_row_tells_that_it_is_absorbed() -> None:
     """Control records behind the last record, committed by the owner; its heir begins before them, and they are removed before it has fetched them."""
     log = records()
-    _, former = owner(log, 40)
-    rows = [(key, value) for key, value, _, _ in alone(log[:40]).drain()]
+    _, former, rows = owner(log, 40)
     for committed, start, gone in ((45, 45, 0), (45, 43, 0), (45, 50, 5), (None, 45, 5)):
         core = Core([Partition("costs", 0, Schema(folds()))])
         shard = core.gained("costs", 0, committed=committed, log_start=0, changelog_end=len(rows))
         core.followed(shard, rows, len(rows))
         assert (shard.ready, shard.next) == (True, former.next)
-        assert core.beheaded(shard, start)
+        regained(core, shard, committed, start, rows)
         assert (shard.next, shard.n_gone) == (start, gone)
+
+
+def test_an_owner_that_slept_through_its_loss_does_not_pass_over_what_its_heir_has_folded() -> None:
+    log = records()
+    core, sleeper, before = owner(log, 40)
+    _, _, since = owner(log, 72)
+    regained(core, sleeper, 72, 70, [*before, *since])
+    assert (sleeper.next, sleeper.n_gone) == (72, 0)
+    core.chunk(sleeper, sleeper.epoch, 70, 100, log[70:])
+    found, expected = sleeper.partition, Partition("costs", 0, Schema(folds()))
+    expected.absorb(log)
+    for table in expected.schema.tables:
+        spaces = {tenant: {key: table.dump(row) for key, row in rows.items()} for tenant, rows in expected.spaces[table.index].items()}
+        assert {tenant: {key: table.dump(row) for key, row in rows.items()} for tenant, rows in found.spaces[table.index].items()} == spaces
+
+
+def test_rows_that_were_read_back_before_their_ack_failed_may_be_committed() -> None:
+    log = records()
+    core = Core([Partition("costs", 0, Schema(folds()))])
+    shard = core.gained("costs", 0, committed=None, log_start=0, changelog_end=0)
+    core.chunk(shard, shard.epoch, 0, 5, log[:5])
+    flush = core.take(shard)
+    assert flush is not None and not flush.outputs
+    core.followed(shard, flush.rows, len(flush.rows))
+    core.failed(flush)
+    assert core.take(shard) is None and core.committable() == {("costs", 0): 5}, "nothing is left to be written: nothing else would move it"
 
 
 def test_a_heir_of_a_beheaded_log_counts_what_is_gone_and_one_that_begins_does_not() -> None:
