@@ -105,7 +105,7 @@ class Beside:
         for name, shard in self.building.shards.items():
             former = self.former.shards[name]
             if former.owned:
-                if not (former.ready and shard.ready and shard.next == former.next) or former.dirty() or former.flushing or shard.dirty() or shard.flushing:
+                if not (former.ready and shard.ready and shard.next >= former.next) or former.dirty() or former.flushing or shard.dirty() or shard.flushing:
                     return False
             elif shard.absorbed() < former.absorbed():
                 return False

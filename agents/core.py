@@ -32,6 +32,7 @@ The rules this file keeps, for one source partition s and its changelog partitio
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -48,6 +49,10 @@ SERVED = b"served|"
 """Changelog key of the record that says which generation serves; in partition 0 of the first source topic's changelog."""
 TOLD, BUILT = "told", "built"
 """What a generation that is being built would have said of an alert; how far it is built where no row can tell. Followed by ``.GENERATION``."""
+MARK = b""
+"""In the place of an alert, while there is something to compare: that there is, at offset -1; then that it is done, at which offset."""
+AT = struct.Struct(">q")
+"""Head of what is kept of an alert: the offset of the record of which it was said."""
 NOT_YET = 1 << 62
 """An offset beyond all."""
 MOST_TOMBSTONES = 20_000
@@ -138,6 +143,8 @@ class Shard:
         building: its rows are made beside those that serve; nothing is put out.
         headless: they cannot be made: the log no longer has its start.
         told: alert id -> what a generation said of it while it was built, until an owner has told what differs; empty otherwise.
+        told_at: offset of the record of which it was said, -1 for the mark that it is to be compared.
+        compared: offset at which an owner has told what differs, -1 where that is not done.
         built: records below this are in the rows of the generation that is being built, as its builder says.
         foreign: generation -> its rows as they are on the changelog, where `Core.gather` asks for them.
         late: generation -> what came behind a newer row of its key, to be repaired as in rule 7.
@@ -171,7 +178,9 @@ class Shard:
         self.building = False
         self.headless = False
         self.told: dict[bytes, bytes] = {}
+        self.told_at: dict[bytes, int] = {}
         self.untold: set[bytes] = set()
+        self.compared = -1
         self.built = 0
         self.foreign: dict[str, dict[bytes, bytes]] = {}
         self.late: dict[str, dict[bytes, bytes | None]] = {}
@@ -223,6 +232,15 @@ class Core:
         self.served: Served | None = None
         self.outdated = False
         self.shards: dict[tuple[str, int], Shard] = {(p.topic, p.number): Shard(p) for p in partitions}
+
+    def gathered(self) -> None:
+        """What was to be gathered is read. Of generations that were ended a late write may have left rows, which nothing else tells of."""
+        self.gather = False
+        for shard in self.shards.values():
+            for generation, rows in shard.foreign.items():
+                if rows and self.served is not None:
+                    shard.generations.setdefault(generation, b"{}")
+            shard.foreign, shard.late = {}, {}
 
     # ---- ownership
 
@@ -285,8 +303,8 @@ class Core:
             shard.headless = shard.log_start > shard.next
             if shard.headless:
                 return
-            if not shard.told:
-                self._tell(shard, b"", b"{}")  # there may be alerts of the former rows, and none of these
+        if not shard.told and self._begins(shard):
+            self._tell(shard, MARK, b"{}", -1)  # there may be alerts of the former rows, and none of these
         logged_done = max((row.logged for row in partition.space(IDS, "").values()), default=-1)
         known = max(shard.publish_from, logged_done + 1)
         partition.outputs = [out for out in partition.outputs if out.offset >= known]
@@ -300,6 +318,18 @@ class Core:
         shard.n_repaired += len(shard.regressed)
         shard.ready = True
         shard.safe = None if shard.dirty() else shard.next
+
+    def _begins(self, shard: Shard) -> bool:
+        """Whether nothing is known of what these rows would have told: they are being built, or serve before anything was built of the partition.
+
+        It had no records then, and the former rows may have taken some in before they gave way.
+        """
+        mine = shard.partition.schema.generation
+        if shard.compared >= 0:
+            return False
+        if self.served is None or self.served.generation != mine:
+            return shard.building
+        return self.served.former is not None and mine not in shard.generations
 
     # ---- folding
 
@@ -328,26 +358,41 @@ class Core:
             partition.outputs[before:] = [out for out in fresh if out.offset >= (bar if out.topic == "alerts" else shard.publish_from)]
             for out in fresh if shard.told else ():
                 if out.topic == "alerts" and out.offset < bar and out.key is not None and out.value is not None:
-                    self._tell(shard, out.key, out.value)
+                    self._tell(shard, out.key, out.value, out.offset)
         shard.next = end
         if not shard.dirty() and shard.flushing is None:
             shard.safe = end  # only control records, or records absorbed before
         return new
 
-    def _tell(self, shard: Shard, alert: bytes, message: bytes) -> None:
+    def _tell(self, shard: Shard, alert: bytes, message: bytes, offset: int) -> None:
         shard.told[alert] = message
+        shard.told_at[alert] = offset
         shard.untold.add(alert)
 
     def differing(self, shard: Shard) -> bool:
         """Whether what stands differently is to be told now, by the owner, who folds nothing new before."""
         return bool(shard.told) and shard.ready and not shard.building and shard.next >= max(shard.publish_from, shard.alerts_from)
 
+    def comparing(self, shard: Shard) -> list[tuple[bytes, bytes | None]]:
+        """What is to be written, in this order, when what stands differently is told: that it is, then the end of what was kept for it."""
+        generation = shard.partition.schema.generation
+        done = told_key(generation, MARK), AT.pack(shard.next) + b"{}"
+        return [done, *((told_key(generation, alert), None) for alert in shard.told if alert != MARK)]
+
+    def compared(self, shard: Shard) -> None:
+        """That is written."""
+        shard.compared = shard.next
+        shard.told, shard.told_at, shard.untold = {}, {}, set()
+
     def serve(self, shard: Shard, former: Shard) -> None:
-        """Go on in the place of the former rows, which the same owner has folded and written up to where this shard is built."""
-        if not (shard.ready and former.ready and shard.next == former.next):
+        """Go on in the place of the former rows, which the same owner has folded and written up to where this shard is built.
+
+        It may be further: another owner has swapped already, and folded on. What that one put out was on the log before its rows.
+        """
+        if not (shard.ready and former.ready and shard.next >= former.next):
             raise ValueError("a shard takes over where it is built as far as the former one was folded")
         shard.building = False
-        shard.committed, shard.publish_from = former.committed, former.next
+        shard.committed, shard.publish_from = former.committed, max(former.next, former.committed or 0)
 
     def idle(self, shard: Shard, position: int) -> Refusal | None:
         """Asked now and then with the fetch position: fetch again if what lies between it and `next` does not arrive.
@@ -394,9 +439,11 @@ class Core:
             marks.append((index, row, row.applied))
             written[key] = index, row
         schema = partition.schema
-        rows[:0] = [(told_key(schema.generation, alert), shard.told[alert]) for alert in sorted(told)]
         if rows and schema.generation not in shard.generations:
             rows.insert(0, (wire_key(SCHEMA, schema.generation, ()), record_of(schema)))
+        rows[:0] = [(told_key(schema.generation, alert), AT.pack(shard.told_at[alert]) + shard.told[alert]) for alert in sorted(told) if alert in shard.told]
+        if MARK in told and shard.compared >= 0:
+            rows.insert(0, (told_key(schema.generation, MARK), AT.pack(shard.compared) + b"{}"))
         rows += [(wire_key(schema.wires[index], row.tenant, row.key), None) for index, row in graves]
         shard.entombed.update(graves)
         shard.flushing = Flush(shard, shard.epoch, outputs, rows, marks, shard.next, graves, told)
@@ -437,7 +484,7 @@ class Core:
     def _put_back(self, flush: Flush) -> None:
         partition = flush.shard.partition
         partition.outputs[:0] = flush.outputs
-        flush.shard.untold |= flush.told & flush.shard.told.keys()
+        flush.shard.untold |= {alert for alert in flush.told if alert in flush.shard.told or (alert == MARK and flush.shard.compared >= 0)}
         for index, row, applied in flush.marks:
             if (applied > row.logged or (index, row) in flush.shard.regressed) and partition.current(index, row):
                 partition.dirty[index].add(row)
@@ -571,13 +618,30 @@ class Core:
                 shard.keep(generation, key, value)
             elif value is not None:
                 shard.generations.setdefault(generation, b"{}")  # a zombie's, from before a swap
-        elif kind == TOLD and not shard.ready:  # an owner knows better
-            if value is None:
-                shard.told.pop(parts[0].encode(), None)
-            else:
-                shard.told[parts[0].encode()] = value
+        elif kind == TOLD:
+            self._told(shard, parts[0].encode(), value)
         elif kind == BUILT and value is not None:
             shard.built = max(shard.built, int(value))
+
+    def _told(self, shard: Shard, alert: bytes, value: bytes | None) -> None:
+        """What a generation said of an alert while it was built was read: of two, that of the higher offset is right, as with rows."""
+        if value is None:
+            if not shard.ready:
+                shard.told.pop(alert, None)
+                shard.untold.discard(alert)
+                shard.compared = -1 if alert == MARK else shard.compared  # its rows were ended, or never were
+            return
+        (offset,), message = AT.unpack_from(value), value[AT.size :]
+        if alert == MARK and offset >= 0:
+            shard.compared = max(shard.compared, offset)
+            shard.told, shard.told_at, shard.untold = {}, {}, set()
+        elif shard.compared >= 0:  # a late write, which would win compaction
+            shard.untold |= {MARK} & {alert}
+        elif alert not in shard.told or offset > shard.told_at[alert]:
+            shard.told[alert], shard.told_at[alert] = message, offset
+            shard.untold.discard(alert)
+        elif offset < shard.told_at[alert]:
+            shard.untold.add(alert)
 
     def _buried(self, shard: Shard, index: int, grave: Row) -> None:
         """Another worker has cleared a row."""

@@ -610,9 +610,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         served = self.core.served
         serving = served.generation if served is not None else mine if mine in found or not found else next(reversed(found))
         foreign = {place: (shard.foreign.get(serving, {}), shard.late.get(serving, {})) for place, shard in self.by_changelog.items()}
-        for shard in self.core.shards.values():
-            shard.foreign, shard.late = {}, {}
-        self.core.gather = False
+        self.core.gathered()
         if serving == mine or serving not in found:
             self.core.rebuild |= served is not None
             other = next((shard for shard in self.core.shards.values() if self.core.differs(shard)), None)

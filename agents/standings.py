@@ -2,7 +2,7 @@
 
 What the new tables would have said of each alert was kept while they were built (`agents.core`, `Shard.told`); the owner compares it
 with the board, publishes what differs, and only then folds anything new. A crash in between repeats the comparison, which then finds
-nothing for what was published; once the mark ``b""`` of what was kept has its tombstone, the rest is only ended.
+nothing for what was published; once it is written that it is done (`agents.core.MARK`), the rest is only ended.
 Merged rules need none of this: they look at every subject anew.
 """
 
@@ -19,7 +19,7 @@ from tables.alerting import RESOLVED
 from tables.fold import Verdict
 from tables.partition import WATERMARK
 
-from .core import Shard, told_key
+from .core import MARK, Shard
 from .letters import RULE
 from .rules import Rules
 
@@ -53,7 +53,7 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _compare(self, shard: Shard) -> None:
         epoch, told = shard.epoch, dict(shard.told)
-        if self.engine.publishes and b"" in told:
+        if self.engine.publishes and MARK in told:
             await self.engine.alerts_read()  # what this worker or the former owner put out last may still be under way to the board
             if shard.epoch != epoch or self.should_stop:
                 return
@@ -61,17 +61,17 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
                 shard.alerts_from = far
                 return
             await self._tell(shard, {name.decode(): msgspec.json.decode(value) for name, value in told.items() if name})
-        partition, generation = shard.partition, shard.partition.schema.generation
         if shard.epoch != epoch:
             return
-        topic = self.engine.config.changelogs[partition.topic]
-        # the mark that it is still to be done goes first: what a kill leaves of the others, or a late write brings back, is not the whole
-        await self.engine.send(topic, None, key=told_key(generation, b""), partition=partition.number)
-        acks = [await self.engine.producer.send(topic, None, key=told_key(generation, name), partition=partition.number) for name in told if name]
+        partition, topic = shard.partition, self.engine.config.changelogs[shard.partition.topic]
+        done, *ended = self.engine.core.comparing(shard)
+        # that it is done goes first: what a kill leaves of the others, or a late write brings back, is then not compared again
+        await self.engine.send(topic, done[1], key=done[0], partition=partition.number)
+        acks = [await self.engine.producer.send(topic, value, key=key, partition=partition.number) for key, value in ended]
         for ack in acks:
             await ack
         if shard.epoch == epoch:
-            shard.told, shard.untold = {}, set()
+            self.engine.core.compared(shard)
 
     async def _told_upto(self, shard: Shard) -> int:
         """Offset behind the newest record of which an alert is told: the former rows may have gone on before a kill and committed nothing of it.

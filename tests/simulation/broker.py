@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from agents.core import SCHEMA, SERVED
+from agents.core import BUILT, SCHEMA, SERVED, TOLD
 from tables.partition import HEAD
 
-UNVERSIONED = (SCHEMA.encode() + b"|", SERVED)
+UNVERSIONED = (SCHEMA.encode() + b"|", SERVED, TOLD.encode() + b".", BUILT.encode() + b".")
 """Beginnings of changelog keys that are no rows."""
 first_of = itemgetter(0)
 offset_of = attrgetter("offset")
@@ -39,7 +39,7 @@ class Told(NamedTuple):
 
     Attributes:
         offset: of the record that it follows from.
-        generation: by whose tables.
+        generation: by whose tables; empty where it was told after a swap, by comparison.
         late: it was written by a worker that was no owner any more.
     """
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from agents.core import Core, Flush, Refusal, Shard
+from agents.beside import Beside
+from agents.core import NOT_YET, Core, Flush, Refusal, Served, Shard
 from tables.rows import Row
 
 
@@ -246,6 +247,140 @@ class IsSafeWhileWriting(Core):
         return found
 
 
+class ForgetsRowsOfALoss(Core):
+    """Rows that were on their way when the partition was lost are not written again when it comes back."""
+
+    def _renounce(self, shard: Shard) -> None:
+        shard.flushing = None
+        super()._renounce(shard)
+
+
+class RegainsAtOnce(Core):
+    """A partition that comes back is folded on at once: what another has written meanwhile is not waited for."""
+
+    def gained(self, topic: str, number: int, **known: Any) -> Shard:
+        shard = self.shards[(topic, number)]
+        if shard.epoch > 0:
+            known["changelog_end"] = shard.followed
+        return super().gained(topic, number, **known)
+
+
+class LosesAllAtOnce(Core):
+    """Where one partition is revoked the others are given up too, though the group leaves them here."""
+
+    def lost(self, topic: str, number: int) -> None:
+        for shard in self.shards.values():
+            self._renounce(shard)
+
+
+class NeverCommitsWhatWasReadBack(Core):
+    """Where an ack fails of rows that were read back meanwhile, nothing makes them safe."""
+
+    def failed(self, flush: Flush) -> None:
+        safe = flush.shard.safe
+        super().failed(flush)
+        if flush.epoch == flush.shard.epoch:
+            flush.shard.safe = safe
+
+
+class PassesOverWhatIsGone(Core):
+    """Where the log is beheaded folding goes on behind it at once: an owner that slept through its loss passes over what its heir has folded."""
+
+    def beheaded(self, shard: Shard, log_start: int) -> bool:
+        if super().beheaded(shard, log_start):
+            shard.n_gone += log_start - shard.next
+            shard.next = shard.log_start = log_start
+        return False
+
+
+class CountsWhatWasCommittedAsGone(Core):
+    """Control records that were committed, and removed since, are told to be gone."""
+
+    def gained(self, topic: str, number: int, **known: Any) -> Shard:
+        committed = known.pop("committed")
+        shard = super().gained(topic, number, committed=None, **known)
+        shard.committed = committed
+        return shard
+
+
+class TakesRowsOfAnotherTopic(Core):
+    """Rows that were made of a deleted topic of the same name are taken for rows of the present one."""
+
+    def followed(self, shard: Shard, records: Iterable[tuple[bytes, bytes | None]], position: int) -> list[tuple[int, Row]]:
+        by_wire, identity = shard.partition.schema.by_wire, shard.partition.identity.to_bytes(4, "big")
+        return super().followed(
+            shard,
+            [(key, value and value[:8] + identity + value[12:] if key.split(b"|")[0].decode() in by_wire else value) for key, value in records],
+            position,
+        )
+
+
+class KeepsNothingOfWhatItTold(Core):
+    """What tables that are built would have told of alerts is not written, so a crash forgets it."""
+
+    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+        shard.untold = set()
+        return super().take(shard, max_rows)
+
+
+class TellsNothingAfterASwap(Core):
+    """Tables that were swapped put out no more than while they were built."""
+
+    def serve(self, shard: Shard, former: Shard) -> None:
+        super().serve(shard, former)
+        shard.publish_from = NOT_YET
+
+
+class ForgetsThatItCompared(Core):
+    """That what stands differently was told is only known by tombstones, behind which a late write brings the mark back."""
+
+    def comparing(self, shard: Shard) -> list[tuple[bytes, bytes | None]]:
+        return [(key, None) for key, _ in super().comparing(shard)]
+
+    def compared(self, shard: Shard) -> None:
+        super().compared(shard)
+        shard.compared = -1
+
+
+class TakesAnyTold(Core):
+    """Of two messages of an alert the one that was written later is taken, though it was said of an earlier record."""
+
+    def _told(self, shard: Shard, alert: bytes, value: bytes | None) -> None:
+        before = shard.told_at.get(alert, -2)
+        shard.told_at[alert] = -2
+        super()._told(shard, alert, value)
+        if shard.told_at.get(alert) == -2:
+            shard.told_at[alert] = before
+
+
+class BuildsAhead(Beside):
+    """Tables are built beyond what is durable of those that serve."""
+
+    def bound(self, shard: Shard) -> int:
+        return NOT_YET
+
+
+class WaitsForTheFormer(Beside):
+    """Tables that another owner has swapped and folded on are waited with until the former rows are as far, which is never."""
+
+    def level(self) -> bool:
+        assert self.former is not None
+        return super().level() and all(
+            shard.next == self.former.shards[name].next for name, shard in self.building.shards.items() if self.former.shards[name].owned
+        )
+
+
+class HeedsNoDecision(Beside):
+    """A worker that is told that the new tables serve goes on with the former ones."""
+
+    def heed(self, served: Served | None) -> bool:
+        return False
+
+
+SWAPPED = (KeepsNothingOfWhatItTold, TellsNothingAfterASwap, ForgetsThatItCompared, TakesAnyTold)
+"""Planted in what the core does of a rebuild."""
+BESIDE = (BuildsAhead, WaitsForTheFormer, HeedsNoDecision)
+"""Planted in what decides of a rebuild."""
 MUTANTS = (
     SkipsVersionCheck,
     CommitsBeforeRows,
@@ -272,4 +407,37 @@ MUTANTS = (
     TakesSentForWritten,
     WritesRowsBeforeOutputs,
     IsSafeWhileWriting,
+    ForgetsRowsOfALoss,
+    RegainsAtOnce,
+    LosesAllAtOnce,
+    NeverCommitsWhatWasReadBack,
+    PassesOverWhatIsGone,
+    CountsWhatWasCommittedAsGone,
+    TakesRowsOfAnotherTopic,
 )
+"""Planted in the core."""
+ALL = range(1000)
+REBUILDS = range(3, 10_000, 10)
+"""Seeds of a thousand schedules with a changed setting."""
+
+
+class Planted(NamedTuple):
+    """A planted bug.
+
+    Attributes:
+        seeds: among which it must be found.
+        where: arguments of `schedules.first_failure`.
+    """
+
+    name: str
+    told: str
+    seeds: range
+    where: dict[str, Any]
+
+
+def planted() -> list[Planted]:
+    """All of them."""
+    found = [Planted(bug.__name__, bug.__doc__ or "", ALL, {"core_type": bug}) for bug in MUTANTS]
+    found += [Planted(bug.__name__, bug.__doc__ or "", REBUILDS, {"core_type": bug}) for bug in SWAPPED]
+    found += [Planted(bug.__name__, bug.__doc__ or "", REBUILDS, {"beside_type": bug}) for bug in BESIDE]
+    return [*found, Planted("(broken seek)", "A seek does nothing.", ALL, {"broken_seek": True})]

@@ -6,7 +6,7 @@ from tables.dedupe import IDS
 from tables.partition import HEAD, Partition, Schema
 from tables.rows import wire_key
 
-from .broker import Broker, buried_of
+from .broker import UNVERSIONED, Broker, buried_of
 from .folds import BOUNDS, Ordered
 
 
@@ -101,7 +101,7 @@ class Truth:
     def check_kept(self) -> None:
         """At the end: what was cleared has nothing but tombstones on the changelog."""
         live = {wire_key(*key) for key in rows_of(self.partition)}
-        kept = {key for _, key, value, _ in self.broker.changelog if value is not None and not key.startswith((b"schema|", b"served|"))}
+        kept = {key for _, key, value, _ in self.broker.changelog if value is not None and not key.startswith(UNVERSIONED)}
         assert kept <= live, f"partition {self.n}: still on the changelog {sorted(kept - live)[:3]}"
 
 

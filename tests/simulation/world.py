@@ -14,10 +14,10 @@ world heals, everybody catches up, and every worker's rows are those of the pure
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 
@@ -25,7 +25,7 @@ from agents.beside import Beside
 from agents.core import Core, Flush, Refusal, Shard
 from tables.partition import Output, Schema
 
-from .broker import Broker, Rec, Told
+from .broker import UNVERSIONED, Broker, Rec, Told
 from .folds import BOUNDS, OLD, TENANTS, Ordered
 from .group import Group
 from .truth import Truth
@@ -62,10 +62,10 @@ class Worker:
         stopped: why it has stopped for good; a person must mend that.
     """
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, schema: Schema = OLD) -> None:
         self.world = world
         self.name = name
-        self.schema = OLD
+        self.schema = schema
         self.boot()
 
     def boot(self) -> None:
@@ -81,6 +81,7 @@ class Worker:
         self.paused_until = -1
         self.stopped: Exception | None = None
         self.inbox: list[tuple[int, int, int, int, list[Rec]]] = []
+        self.world.booted(self)
 
     def made(self, schema: Schema) -> Core:
         """A core with empty partitions."""
@@ -95,6 +96,12 @@ class Worker:
     def folded(self) -> list[Shard]:
         """Of everything that is folded: what serves, and what is built beside it."""
         return self.shards if self.beside is None else [*self.shards, *self.beside.building.shards.values()]
+
+    def lost(self, n: int) -> None:
+        """It learns that a partition is not its own any more."""
+        self.core.lost("judgments", n)
+        if self.beside is not None:
+            self.beside.building.lost("judgments", n)
 
     def crash(self) -> None:
         """Lose all memory. What was handed to the network may still arrive."""
@@ -145,8 +152,14 @@ class World:
         seed: everything follows from it.
         core_type: the core, or a planted bug.
         broken_seek: planted bug of the I/O: seeks do nothing.
+        beside_type: what decides of a rebuild, or a planted bug.
         skipped: places in the schedule at which nothing happens.
     """
+
+    also: ClassVar[Mapping[str, float]] = {}
+    """What else happens, and how likely."""
+    healing = ("fetch", "deliver", "deliver", "take", "write", "write", "write", "ack", "commit", "idle")
+    """What is done at the end until nothing is left to do."""
 
     def __init__(
         self,
@@ -154,6 +167,7 @@ class World:
         core_type: Callable[..., Core] = Core,
         *,
         broken_seek: bool = False,
+        beside_type: type[Beside] = Beside,
         profile: Profile | None = None,
         parts: int = 2,
         skipped: Set[int] = frozenset(),
@@ -161,11 +175,13 @@ class World:
         self.rng = random.Random(seed)
         self.core_type = core_type
         self.broken_seek = broken_seek
+        self.beside_type = beside_type
         self.profile = profile or Profile()
         self.parts = parts
         self.step = 0
         self.brokers = [Broker() for _ in range(parts)]
         self.orphans: list[Writing] = []
+        self.asleep_until = -1
         self.workers = [Worker(self, name) for name in ("a", "b", "c")[: self.pick((2, 2, 2, 3))]]
         self.group = Group(self)
         self.produced = 0
@@ -173,7 +189,6 @@ class World:
         self.truth = {OLD.generation: [Truth(n, parts, broker, OLD) for n, broker in enumerate(self.brokers)]}
         self.skipped = skipped
         self.begun: list[str] = []
-        self.asleep_until = -1
 
     # ---- the run
 
@@ -185,9 +200,10 @@ class World:
         """
         self.group.rebalance(self.workers)
         self.group.assign()
-        names = list(self.profile.weights)
+        weights = self.profile.weights | self.also
+        names = list(weights)
         acts = {name: getattr(self, "do_" + name) for name in names}
-        drawn = self.rng.choices(names, cum_weights=list(accumulate(self.profile.weights.values())), k=3 * self.profile.steps)
+        drawn = self.rng.choices(names, cum_weights=list(accumulate(weights.values())), k=3 * self.profile.steps)
         for at, name in enumerate(drawn):
             if at not in self.skipped:
                 self.step = at // 3
@@ -195,6 +211,13 @@ class World:
                 acts[name]()
         self.heal()
         self.check()
+
+    def booted(self, worker: Worker) -> None:
+        """A worker has started, with nothing in memory."""
+
+    def truth_of(self, shard: Shard) -> Truth:
+        """What must be of what this shard writes."""
+        return self.truth[shard.partition.schema.generation][shard.partition.number]
 
     def below(self, n: int) -> int:
         """A number from 0 to n - 1; a third of the time that `randrange` takes."""
@@ -356,21 +379,22 @@ class World:
 
     def advance(self, writing: Writing) -> None:
         """Append a part of a flush, outputs first."""
-        broker, generation = self.brokers[writing.n], writing.flush.shard.partition.schema.generation
-        truth = self.truth[generation][writing.n]
+        broker, shard = self.brokers[writing.n], writing.flush.shard
+        truth = self.truth_of(shard)
         if writing.outputs:
             k = 1 + self.below(len(writing.outputs))
             part, writing.outputs = writing.outputs[:k], writing.outputs[k:]
             for o in part:
                 truth.check_output(o.offset, o.topic, o.key, o.value)
-                broker.outputs.append(Told(o.offset, o.topic, o.key, o.value, generation, False))
+                late = self.group.owners[writing.n] is not writing.worker
+                broker.outputs.append(Told(o.offset, o.topic, o.key, o.value, shard.partition.schema.generation, late))
                 broker.published.add((o.offset, o.topic, o.key, o.value))
                 broker.highest = max(broker.highest, o.offset)
         elif writing.rows:
             k = 1 + self.below(len(writing.rows))
             rows, writing.rows = writing.rows[:k], writing.rows[k:]
             for key, value in rows:
-                if value is not None and not key.startswith(b"schema|"):
+                if value is not None and not key.startswith(UNVERSIONED):
                     truth.check_row(key, value)
                 broker.append(key, value, self.step)
 
@@ -427,9 +451,13 @@ class World:
         """Commit what may be; the group refuses it of who is no owner any more."""
         for (_, n), offset in worker.core.committable().items():
             if self.group.owners[n] is worker:
-                self.truth[worker.shard(n).partition.schema.generation][n].check_durable(offset)
+                self.check_commit(worker.shard(n), offset)
                 self.brokers[n].committed = offset
                 worker.core.committed("judgments", n, offset)
+
+    def check_commit(self, shard: Shard, offset: int) -> None:
+        """An offset is about to be committed."""
+        self.truth_of(shard).check_durable(offset)
 
     # ---- what befalls them
 
@@ -458,7 +486,7 @@ class World:
         if worker is not None:
             for n in range(self.parts):
                 if self.group.owners[n] is not worker:
-                    worker.core.lost("judgments", n)
+                    worker.lost(n)
 
     def gain(self, worker: Worker, n: int) -> None:
         """A paused worker that wakes learns of its losses before it gains."""
@@ -481,7 +509,7 @@ class World:
                 worker.writing.remove(writing)
                 worker.core.acked(writing.flush)
             self.commit(worker)
-        worker.core.lost("judgments", n)
+        worker.lost(n)
         assert not shard.ready
 
     def do_orphan(self) -> None:
@@ -505,35 +533,28 @@ class World:
         for n in range(self.parts):
             for worker in self.workers:
                 if self.group.owners[n] is not worker:
-                    worker.core.lost("judgments", n)
+                    worker.lost(n)
         self.group.rebalance(self.workers)
         self.group.assign()
+        self.catch_up()
+        late = Worker(self, "late", self.workers[0].schema)
+        for n, broker in enumerate(self.brokers):
+            broker.compact(self.step, 0)
+            self.follow(late, n, 1 << 30)
+        self.workers.append(late)
+
+    def catch_up(self) -> None:
+        """Nothing befalls anybody until nothing is left to do."""
+        acts = [getattr(self, "do_" + name) for name in self.healing for _ in "ab"]
         for _ in range(400):
             self.step += 1
             for worker in self.workers:
                 for n in range(self.parts):
                     self.follow(worker, n, 1 << 30)
-            for act in (
-                self.do_fetch,
-                self.do_deliver,
-                self.do_deliver,
-                self.do_take,
-                self.do_write,
-                self.do_write,
-                self.do_write,
-                self.do_ack,
-                self.do_commit,
-                self.do_idle,
-            ):
-                act()
+            for act in acts:
                 act()
             if self.quiet():
                 break
-        late = Worker(self, "late")
-        for n, broker in enumerate(self.brokers):
-            broker.compact(self.step, 0)
-            self.follow(late, n, 1 << 30)
-        self.workers.append(late)
 
     def quiet(self) -> bool:
         """Nothing is left to do."""
@@ -551,7 +572,7 @@ class World:
         """All invariants."""
         for n, (broker, owner) in enumerate(zip(self.brokers, self.group.owners, strict=True)):
             assert owner is not None
-            shard, truth = owner.shard(n), self.truth[OLD.generation][n]
+            shard, truth = owner.shard(n), self.truth_of(owner.shard(n))
             assert shard.next == broker.end, f"partition {n}: stuck at {shard.next} of {broker.end}"
             assert (broker.committed or 0) == broker.end, f"partition {n}: committed {broker.committed} of {broker.end}"
             truth.check_durable(broker.end)

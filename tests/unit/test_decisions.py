@@ -12,7 +12,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
-from agents.core import SERVED, Core, Served, record_of, told_key
+from agents.core import AT, MARK, SERVED, Core, Served, record_of, told_key
 from agents.engine import Engine, EngineConfig
 from agents.rebuild import Rebuild
 from agents.rules import Rules
@@ -187,9 +187,9 @@ def test_what_a_kill_left_of_what_was_kept_is_ended_and_is_no_ground_to_resolve_
     for n, (key, value) in enumerate(alerts.items()):
         engine.board.read(key, value, (0, n))
     shard = engine.core.shards[("costs", 0)]
-    kept = [(told_key(engine.schema.generation, b"gone"), b'{"data":{"notice":true},"tenant":"t"}')]
+    kept = [(told_key(engine.schema.generation, b"gone"), AT.pack(0) + b'{"data":{"notice":true},"tenant":"t"}')]
     if marked:
-        kept.append((told_key(engine.schema.generation, b""), b"{}"))
+        kept.append((told_key(engine.schema.generation, MARK), AT.pack(-1) + b"{}"))
     read(engine, 0, written(**NEW), *kept)
     engine.core.gained("costs", 0, committed=0, log_start=0, changelog_end=2)
     assert engine.core.differing(shard)
@@ -206,8 +206,11 @@ def test_what_a_kill_left_of_what_was_kept_is_ended_and_is_no_ground_to_resolve_
     told = [json.loads(value or b"") for topic, _, value in engine.producer.sent if topic == "alerts"]
     assert {one["data"]["reason"] for one in told} == ({"settings_changed"} if marked else set())
     ended = [(key, value) for topic, key, value in engine.producer.sent if topic != "alerts"]
-    assert ended == [(told_key(engine.schema.generation, name), None) for name in (b"", b"gone")], "the mark goes first"
+    done = told_key(engine.schema.generation, MARK), AT.pack(0) + b"{}"
+    assert ended == [done, (told_key(engine.schema.generation, b"gone"), None)], "that it is done goes first"
     assert not shard.told
+    engine.core.followed(shard, [*ended, *kept], 4)
+    assert not shard.told and shard.untold == ({MARK} if marked else set()), "what a late write brings back is not compared again; the mark is repaired"
 
 
 def test_an_alert_that_the_former_rows_told_of_records_that_were_not_committed_stands_as_the_new_rows_say() -> None:
@@ -221,7 +224,7 @@ def test_an_alert_that_the_former_rows_told_of_records_that_were_not_committed_s
     standing = {out.key: json.loads(out.value or b"")["data"]["severity"] for out in mine if out.topic == "alerts"}
     last = max(json.loads(out.value or b"")["data"]["evidence"]["offset"] for out in former if out.topic == "alerts")
     shard = engine.core.shards[("costs", 0)]
-    read(engine, 0, written(**NEW), (told_key(engine.schema.generation, b""), b"{}"))
+    read(engine, 0, written(**NEW), (told_key(engine.schema.generation, MARK), AT.pack(-1) + b"{}"))
     engine.core.gained("costs", 0, committed=2, log_start=0, changelog_end=2)  # the rest was put out, and the owner killed
     rules = Rules(engine, [], lambda tenant: PartitionReader({}, {}, tenant, 0))
     standings = Standings(engine, rules)
