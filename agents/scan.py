@@ -22,9 +22,8 @@ from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.partition import CLEARED, WATERMARK, Logged
 from tables.rows import parse_wire_key
 
-from .access import discover_partitions, security
+from .access import discover_partitions, folder_of, security
 from .archive_files import NAME
-from .archivist import folder_of
 from .past_log import Log
 
 NAME_ONLY = (WATERMARK.name, CLEARED.name)
