@@ -61,11 +61,13 @@ class Served(msgspec.Struct, frozen=True):
         n: number of the decision; a later one wins over an earlier one that is written late.
         generation: it is folded, asked, and puts out.
         former: the one before it, set when the swap is made: rows of all others are then ended. None while another is being built.
+        ended: why `former`, which was being built, cannot be built to its end; None of every other decision.
     """
 
     n: int
     generation: str
     former: str | None = None
+    ended: str | None = None
 
 
 _served = msgspec.json.Decoder(Served).decode
