@@ -46,8 +46,9 @@ SCHEMA = "schema"
 """First part of the changelog key of what a generation is made of; the second is the generation."""
 SERVED = b"served|"
 """Changelog key of the record that says which generation serves; in partition 0 of the first source topic's changelog."""
-TOLD, BUILT = "told", "built"
-"""What a generation that is being built would have said of an alert; how far it is built where no row can tell. Followed by ``.GENERATION``."""
+TOLD, BUILT, SCORES = "told", "built", "scores"
+"""What a generation that is being built would have said of an alert; how far it is built where no row can tell; that its scores are to be published.
+Followed by ``.GENERATION``."""
 NOT_YET = 1 << 62
 """An offset beyond all."""
 MOST_TOMBSTONES = 20_000
@@ -139,6 +140,9 @@ class Shard:
         building: its rows are made beside those that serve; nothing is put out.
         headless: they cannot be made: the log no longer has its start.
         told: alert id -> what a generation said of it while it was built, until an owner has told what differs; empty otherwise.
+        stands: alert id -> newest message of what stands by the rows here, followed by an owner after a swap (`agents.standings`); None elsewhere.
+        n_alerts: messages of alerts that were put out.
+        scores_due: scores that follow from the rows here are to be published, whether they changed or not, since others serve than before.
         built: records below this are in the rows of the generation that is being built, as its builder says.
         foreign: generation -> its rows as they are on the changelog, where `Core.gather` asks for them.
         late: generation -> what came behind a newer row of its key, to be repaired as in rule 7.
@@ -173,6 +177,9 @@ class Shard:
         self.headless = False
         self.told: dict[bytes, bytes] = {}
         self.untold: set[bytes] = set()
+        self.stands: dict[bytes, bytes] | None = None
+        self.n_alerts = 0
+        self.scores_due = False
         self.built = 0
         self.foreign: dict[str, dict[bytes, bytes]] = {}
         self.late: dict[str, dict[bytes, bytes | None]] = {}
@@ -264,6 +271,7 @@ class Core:
         shard.goal = None
         shard.written = {}
         shard.entombed = set()
+        shard.stands = None
         shard.partition.window.forget()
 
     def differs(self, shard: Shard) -> bool:
@@ -330,6 +338,11 @@ class Core:
             for out in fresh if shard.told else ():
                 if out.topic == "alerts" and out.offset < bar and out.key is not None and out.value is not None:
                     self._tell(shard, out.key, out.value)
+        for out in partition.outputs[before:]:
+            if out.topic == "alerts":
+                shard.n_alerts += 1
+                if shard.stands is not None and out.key is not None and out.value is not None:
+                    shard.stands[out.key] = out.value
         shard.next = end
         if not shard.dirty() and shard.flushing is None:
             shard.safe = end  # only control records, or records absorbed before
@@ -577,6 +590,8 @@ class Core:
                 shard.told[parts[0].encode()] = value
         elif kind == BUILT and value is not None:
             shard.built = max(shard.built, int(value))
+        elif kind == SCORES and not shard.ready:
+            shard.scores_due = value is not None
 
     def _buried(self, shard: Shard, index: int, grave: Row) -> None:
         """Another worker has cleared a row."""
@@ -660,6 +675,11 @@ class Core:
 def record_of(schema: Schema) -> bytes:
     """What is written of a generation: what it is a digest of, and the settings that it can be made again with."""
     return msgspec.json.encode({**schema.made_of, "given": schema.given})
+
+
+def scores_key(generation: str) -> bytes:
+    """Changelog key of what says that a generation's scores are to be published."""
+    return wire_key(f"{SCORES}.{generation}", "", ())
 
 
 def told_key(generation: str, alert: bytes) -> bytes:

@@ -4,6 +4,9 @@ What the new tables would have said of each alert was kept while they were built
 with the board, publishes what differs, and only then folds anything new. A crash in between repeats the comparison, which then finds
 nothing for what was published; once the mark ``b""`` of what was kept has its tombstone, the rest is only ended.
 Merged rules need none of this: they look at every subject anew.
+
+From then on the owner knows what stands by its rows. A worker that slept through the swap may still have had a message of the former rows in its
+hands: what such a message says of a record that is folded here, and the rows here do not, is put right in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from tables.alerting import RESOLVED
 from tables.fold import Verdict
 from tables.partition import WATERMARK
 
-from .core import Shard, told_key
+from .board import Entry
+from .core import Shard, scores_key, told_key
 from .letters import RULE
 from .rules import Rules
 
@@ -38,18 +42,20 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
         self.engine = engine
         self.rules = rules
         self.n_published = 0
+        self._late: set[str] = set()
 
     @Service.task
     async def _look(self) -> None:
         while not self.should_stop:
             await self.sleep(0.05)
             core = self.engine.core
-            for shard in list(core.shards.values()) if self.engine.ready else ():
-                if core.differing(shard):
-                    try:
+            try:
+                for shard in list(core.shards.values()) if self.engine.ready else ():
+                    if core.differing(shard):
                         await self._compare(shard)
-                    except KafkaError as exc:
-                        self.log.warning("which alerts stand differently cannot be told at the moment: %r", exc)
+                await self._watch()
+            except KafkaError as exc:
+                self.log.warning("which alerts stand differently cannot be told at the moment: %r", exc)
 
     async def _compare(self, shard: Shard) -> None:
         epoch, told = shard.epoch, dict(shard.told)
@@ -65,6 +71,9 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
         if shard.epoch != epoch:
             return
         topic = self.engine.config.changelogs[partition.topic]
+        if self.engine.publishes and b"" in told:
+            await self.engine.send(topic, b"due", key=scores_key(generation), partition=partition.number)
+            shard.scores_due = True
         # the mark that it is still to be done goes first: what a kill leaves of the others, or a late write brings back, is not the whole
         await self.engine.send(topic, None, key=told_key(generation, b""), partition=partition.number)
         acks = [await self.engine.producer.send(topic, None, key=told_key(generation, name), partition=partition.number) for name in told if name]
@@ -72,6 +81,10 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
             await ack
         if shard.epoch == epoch:
             shard.told, shard.untold = {}, set()
+            if self.engine.publishes and b"" in told:
+                del told[b""]
+                shard.stands = told
+                self._late |= self._here(shard)  # one may have come while this was written
 
     async def _told_upto(self, shard: Shard) -> int:
         """Offset behind the newest record of which an alert is told: the former rows may have gone on before a kill and committed nothing of it.
@@ -91,24 +104,77 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
         return max((offset + 1 for offset in told if offset < end), default=0)  # anybody may write to the topic of alerts
 
     async def _tell(self, shard: Shard, told: dict[str, dict[str, Any]]) -> None:
-        board, partition = self.engine.board, shard.partition
-        merged = {RULE, *(rule.name for rule in self.rules.rules)}
         for name, message in sorted(told.items()):
+            await self._put_right(shard, name, message)
+        for name in sorted(self._here(shard) - told.keys()):
+            await self._put_right(shard, name, None)
+
+    def _here(self, shard: Shard) -> set[str]:
+        """Alerts of ordered rules that stand by a record of a partition."""
+        return {name for name, entry in self.engine.board.entries.items() if entry.open and self._shard(entry) is shard}
+
+    def _shard(self, entry: Entry) -> Shard | None:
+        """Where the record is by which an alert of an ordered rule stands; None of other rules."""
+        data = entry.message["data"]
+        if data["rule"] == RULE or any(data["rule"] == rule.name for rule in self.rules.rules):
+            return None
+        return self.engine.core.shards.get((data["evidence"]["topic"], data["evidence"]["partition"]))  # type: ignore[no-any-return]  # the engine is untyped
+
+    async def _put_right(self, shard: Shard, name: str, message: dict[str, Any] | None) -> None:
+        """Publish where an alert stands by the rows here, if the board says otherwise.
+
+        Args:
+            message: the newest that these rows had for it; None = they never raised it, or have resolved it since.
+        """
+        board, partition = self.engine.board, shard.partition
+        standing, _ = board.standing(name)
+        if message is not None:
             data, tenant = message["data"], message["tenant"]
-            if data.get("notice"):
-                continue
             cleared = data["evidence"]["offset"] <= partition.cleared_at(tenant)
             level = "ok" if message["type"] == RESOLVED or cleared else data["severity"]
-            standing, _ = board.standing(name)
-            if level != standing.level:
+            if level != standing.level and not data.get("notice"):
                 verdict = Verdict(level, data.get("value"), data.get("threshold"), data["message"], reason=CHANGED)
                 await self._publish(shard, tenant, data, standing.level, verdict)
-        here = {"topic": partition.topic, "partition": partition.number}
-        for name, entry in sorted(board.entries.items()):
-            data = entry.message["data"]
-            if entry.open and name not in told and data["rule"] not in merged and {**data["evidence"], **here} == data["evidence"]:
-                said = f"By the settings in force now {data['subject']} has not crossed a limit; nothing stands any more."
-                await self._publish(shard, entry.message["tenant"], data, data["severity"], Verdict("ok", None, data.get("threshold"), said, reason=CHANGED))
+        elif standing.level != "ok":
+            told = board.entries[name].message
+            data = told["data"]
+            said = f"By the settings in force now {data['subject']} has not crossed a limit; nothing stands any more."
+            await self._publish(shard, told["tenant"], data, data["severity"], Verdict("ok", None, data.get("threshold"), said, reason=CHANGED))
+
+    # ---- after it: what a sleeper still tells
+
+    async def _watch(self) -> None:
+        """Compare alerts of which there is news with what stands by the rows here."""
+        engine, board = self.engine, self.engine.board
+        served = engine.core.served
+        names, board.fresh, self._late = board.fresh | self._late, set(), set()
+        if engine.rebuild is not None or not (engine.ready and engine.publishes) or served is None or served.former is None or served.ended is not None:
+            return  # nobody has other settings
+        mine = {shard for shard in engine.core.shards.values() if shard.ready and not shard.told}
+        heirs = {shard for shard in mine if shard.stands is None}
+        if not (names or heirs):
+            return
+        before = {shard: (shard.epoch, shard.n_alerts) for shard in mine if _quiet(shard)}
+        await engine.alerts_read()
+        still = {shard for shard, seen in before.items() if seen == (shard.epoch, shard.n_alerts)}  # the board knows all that they ever put out
+        for shard in heirs & still:
+            shard.stands = {name.encode(): msgspec.json.encode(board.entries[name].message) for name in self._here(shard)}
+        for name in sorted(names):
+            entry = board.entries.get(name)
+            shard = None if entry is None else self._shard(entry)
+            if entry is None or shard is None or shard not in mine or not shard.ready:
+                continue
+            offset = entry.message["data"]["evidence"]["offset"]
+            known = shard in still and before[shard] == (shard.epoch, shard.n_alerts)
+            if not known or shard.stands is None or offset >= shard.next:
+                if offset < max(shard.next, engine.ends.get((shard.partition.topic, shard.partition.number), 0)):  # anybody may write to the topic
+                    self._late.add(name)
+            elif shard not in heirs:
+                told = shard.stands.get(name.encode())
+                await self._put_right(shard, name, None if told is None else msgspec.json.decode(told))
+        for shard in still:
+            if shard.stands is not None and before[shard] == (shard.epoch, shard.n_alerts):
+                shard.stands = {name: told for name, told in shard.stands.items() if name.decode() in board.entries}  # others were over long ago
 
     async def _publish(self, shard: Shard, tenant: str, data: dict[str, Any], level: str, verdict: Verdict) -> None:
         row = shard.partition.spaces[WATERMARK.index].get(tenant, {}).get(())
@@ -117,3 +183,9 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
         evidence = {"topic": place.topic, "partition": place.number, "offset": max(0, shard.next - 1)}
         await self.rules.tell(place.topic, tenant, data["rule"], data["subject"], level, data["period"], verdict, time_us, evidence)
         self.n_published += 1
+
+
+def _quiet(shard: Shard) -> bool:
+    """Whether no message of an alert is on its way to the topic."""
+    under_way = shard.flushing.outputs if shard.flushing is not None else []
+    return not any(out.topic == "alerts" for out in (*shard.partition.outputs, *under_way))

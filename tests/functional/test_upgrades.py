@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 
 from streams.broker import EmbeddedBroker
 
+from ..kafka.deployment import stopped
 from ..workers import WorkerProcess
 from .test_clearing import last
 from .test_cli import pulsefold
@@ -22,6 +25,7 @@ from .test_service import post
 
 PRIOR = {"PULSEFOLD_TRUST_PRIOR": '{"": [3, 1]}', "PULSEFOLD_BUDGET_DAILY_USD": "20"}
 KEYS = [f"m{n}" for n in range(20)]
+START = "2026-03-02T00:00:00Z"
 SLOW = ("tests.kafka.faults", "building:0.8")
 
 
@@ -35,6 +39,11 @@ def priors(worker: WorkerProcess) -> set[float]:
     """Which prior the trust of each key was folded from: alpha without the successes."""
     found = worker.get("/trust", kind="model", ids=",".join(KEYS), at="2026-03-02T00:00:00Z")
     return {round(one["alpha"] - one["observations"], 6) for key, one in found.items() if key in KEYS}
+
+
+def scores(broker: EmbeddedBroker) -> list[dict[str, Any]]:
+    """What the topic tells of an agent, in its order."""
+    return [message for message, _ in read(broker.bootstrap, "pulsefold.scores") if message["type"] == "agent.scored.v1"]
 
 
 @contextmanager
@@ -74,7 +83,8 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
         for n, amount in enumerate((9, 7)):
             post(before, {"id": f"c{n}", "source": "t", "type": "cost.incurred.v1", "time": f"2026-03-02T00:00:0{n}Z", "data": {"cost": amount}})
         post(before, {**observed("bad", 1), "type": "goal.progressed.v1", "data": {"goal_id": "g", "current": 1}})
-        before.until(lambda: before.absorbed(1503))
+        post(before, {"id": "x", "source": "t", "type": "agent.registered.v1", "time": START, "data": {"agent": "x", "capabilities": []}})
+        before.until(lambda: before.absorbed(1504) and len(scores(embedded)) == 1)
         assert priors(before) == {1.0}
         before.stop()
         alerts, letters = read(embedded.bootstrap, "pulsefold.alerts"), read(embedded.bootstrap, "pulsefold.dead-letters")
@@ -105,7 +115,7 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
             after.until(lambda: answers[-1:] == [{3.0}])
         assert answers in ([{1.0}, {3.0}], [{3.0}]), "at once for all partitions"
         feed(after, "c", 1)
-        after.until(lambda: after.absorbed(1563))
+        after.until(lambda: after.absorbed(1564))
         assert after.get("/trust/model/m3")["observations"] == 78 and priors(after) == {3.0}
         after.until(lambda: len(generations(embedded)) == 1, 30)
         assert not any(key.partition(b"|")[2].startswith(b"told") and value is not None for key, value in last(embedded).items())
@@ -115,6 +125,11 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
             ("alert.eased.v1", "cost.daily", "settings_changed")
         ]
         assert len({m["id"] for m, _ in read(embedded.bootstrap, "pulsefold.alerts")}) == len(alerts) + len(fresh), "none twice"
+        after.until(lambda: len(scores(embedded)) > 1, 20)
+        quiet = scores(embedded)
+        assert [one["data"]["score"]["trust"]["alpha"] for one in quiet] == [1, 3] and quiet[0]["id"] != quiet[1]["id"], "of whom nothing was told since"
+        marks = [key for key, value in last(embedded).items() if key.partition(b"|")[2].startswith(b"scores.") and value is not None]
+        after.until(lambda: not marks or not [key for key, value in last(embedded).items() if key in marks and value is not None], 20)
         assert after.stop() == 0
         replay = pulsefold("replay", "--bootstrap", embedded.bootstrap, "--partitions", "4", env=PRIOR)
         assert replay.returncode == 0, replay
@@ -252,3 +267,70 @@ def test_of_two_workers_the_one_with_the_former_settings_serves_until_the_swap_a
     finally:
         before.stop()
         after.stop()
+
+
+def failures(worker: WorkerProcess, name: str, n: int) -> None:
+    """So many failures of each key."""
+    batch = [
+        {"id": f"{name}{i}-{key}", "source": "t", "type": "trust.observed.v1", "time": START, "data": {"kind": "model", "id": key, "success": False}}
+        for i in range(n)
+        for key in KEYS
+    ]
+    assert post(worker, batch, "application/cloudevents-batch+json")[0] == 200
+
+
+def owned(worker: WorkerProcess) -> set[int]:
+    return {p["partition"] for p in worker.get("/status")["partitions"] if p["owner"] and p["topic"] == "pulsefold.judgments"}
+
+
+@pytest.mark.timeout(280)
+def test_an_alert_that_a_sleeper_tells_by_the_former_settings_after_the_swap_is_taken_back(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    words = {"partitions": 4, "session_timeout_s": 10, "heartbeat_s": 1}
+    before = WorkerProcess(embedded.bootstrap, tmp_path, **words)
+    sleeper, other = (WorkerProcess(embedded.bootstrap, tmp_path, environment={"PULSEFOLD_TRUST_LOW": "0.01"}, rebuild="on", **words) for _ in range(2))
+    gates = [tmp_path / "first", tmp_path / "second"]
+    sleeper.module = ("tests.kafka.faults", f"holding:alerts,gated:{gates[0]}")
+    other.module = ("tests.kafka.faults", f"gated:{gates[1]}")
+
+    def standing() -> dict[str, list[str]]:
+        """What readers of the topic see of each subject: the types of its messages, as they are on the log."""
+        found: dict[str, list[str]] = {}
+        for message, _ in read(embedded.bootstrap, "pulsefold.alerts"):
+            found.setdefault(message["data"]["subject"], []).append(message["type"])
+        return found
+
+    try:
+        before.start()
+        failures(before, "a", 19)
+        before.until(lambda: before.absorbed(380))
+        before.stop()
+        sleeper.start()
+        other.start()
+        other.until(lambda: len(owned(other)) == 2 and len(owned(sleeper)) == 2, 60)
+        mine = owned(sleeper)
+        gates[0].touch()
+
+        def built(worker: WorkerProcess) -> bool:
+            found = [p for p in worker.get("/status")["rebuild"]["partitions"] if p["topic"] == "pulsefold.judgments" and p["partition"] in mine]
+            return all(p["folded"] == p["to_fold"] > 0 for p in found)
+
+        other.until(lambda: built(other), 30)
+        assert rebuilding(other)() and not standing()
+        sleeper.signal(signal.SIGHUP)
+        failures(other, "b", 1)
+        other.until(lambda: stopped(sleeper), 20)
+        gates[1].touch()
+        other.until(rebuilding(other, "swapped"), 9)
+        other.until(lambda: len(owned(other)) == 4 and other.absorbed(400), 60)
+        told = standing()
+        assert all(kinds[-1] == "alert.resolved.v1" for kinds in told.values()), "those that it owned itself, by the former settings"
+        assert len(told) < len(KEYS), "the sleeper has told nothing"
+        sleeper.signal(signal.SIGCONT)
+        other.until(lambda: len(standing()) == len(KEYS), 30)
+        other.until(lambda: all(kinds[-1] == "alert.resolved.v1" for kinds in standing().values()), 20)
+        other.until(lambda: not other.get("/alerts", state="open", rule="trust.low")["alerts"], 5)
+        other.until(lambda: rebuilding(sleeper, "swapped")() and not sleeper.get("/alerts", state="open", rule="trust.low")["alerts"], 60)
+        assert max(len(kinds) for kinds in standing().values()) == 2
+    finally:
+        for worker in (before, sleeper, other):
+            worker.stop()

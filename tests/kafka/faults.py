@@ -82,6 +82,34 @@ def building(seconds: str) -> None:
     rebuild.Rebuild._fetch = slow  # type: ignore[method-assign]  # that is the fault
 
 
+def gated(file: str) -> None:
+    """Nothing is built beside what serves until the file is there."""
+    fetch = rebuild.Rebuild._fetch
+
+    async def waiting(self: rebuild.Rebuild, *words: Any) -> None:
+        if os.path.exists(file):  # noqa: ASYNC240 - nobody waits for it
+            await fetch(self, *words)
+        else:
+            await asyncio.sleep(0.05)
+
+    rebuild.Rebuild._fetch = waiting  # type: ignore[method-assign]  # that is the fault
+
+
+def holding(topic: str) -> None:
+    """On SIGHUP the process stops itself (SIGSTOP) with records of an output topic in its hands, just before it would send them."""
+    asked = []
+    signal.signal(signal.SIGHUP, lambda *_: asked.append(True))
+    publish = engine.Engine._publish
+
+    async def held(self: engine.Engine, outputs: Any) -> None:
+        if asked and any(out.topic == topic for out in outputs):
+            asked.clear()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        await publish(self, outputs)
+
+    engine.Engine._publish = held  # type: ignore[method-assign]  # that is the fault
+
+
 def newer(name: str) -> None:
     """Code in which a table has the next version."""
     folds = registry.folds
@@ -103,6 +131,8 @@ if __name__ == "__main__":
         "hasty": lambda retry_s: hasty(int(retry_s)),
         "raising": raising,
         "building": building,
+        "gated": gated,
+        "holding": holding,
         "newer": newer,
     }
     for one in sys.argv[1].split(","):

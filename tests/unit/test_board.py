@@ -53,3 +53,15 @@ def test_a_tombstone_on_an_alert_that_was_opened_again_loses_nothing_and_the_rep
         read(board, message("opened", "3"))
         assert told.empty()  # it is no news
     assert not board.bereaved and board.standing("a")[1] == 3
+
+
+def test_an_earlier_message_that_a_sleeper_repeats_changes_nothing_and_the_newest_is_told_again() -> None:
+    board = Board()
+    read(board, message("opened", "1"), message("resolved", "2"))
+    with board.subscribe() as told:
+        read(board, message("opened", "1"))
+        assert told.empty() and board.bereaved == {"a"} and not board.entries["a"].open
+    read(board, message("resolved", "2"))
+    assert not board.bereaved and board.standing("a")[1] == 2
+    read(board, message("opened", "1"), None)
+    assert board.entries == {} and not board.bereaved, "it was ended meanwhile"
