@@ -26,6 +26,7 @@ import duckdb
 import msgspec
 
 from streams.codec import MAX_BYTES
+from streams.derive import time_text
 from streams.errors import TopicProblem
 from tables.partition import Logged
 
@@ -169,7 +170,8 @@ class Head(Folder):
         if reason is not None:
             return Logged(offset, stamp_us // 1000, STANDS_IN[reason])
         raw = data.encode()
-        value = value_of(frame, raw, b"" if frame is not None else plain_value(id, source or "", type, time_us, tenant, derivedfrom, raw))
+        time = None if time_us is None else time_text(time_us)
+        value = value_of(frame, raw, b"" if frame is not None else plain_value(id, source or "", type, time, tenant, derivedfrom, raw))
         if hashlib.sha256(value).digest() != digest:
             raise TopicProblem(f"{self.prefix}{place[0]}/{place[1]}: what the archive in {self.path} has of offset {offset} is not what was on the log")
         return Logged(offset, stamp_us // 1000, value, _unpacked(headers) if headers is not None else ())

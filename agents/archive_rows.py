@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.codec import InvalidEvent, decode, decode_all
-from streams.derive import time_text
 from streams.events import Event, MetricRecorded, TenantCleared
 from tables.dedupe import SLICE, Chains, digest_of, redriven
 from tables.partition import Record
@@ -86,16 +85,16 @@ WHOLE = 0xFFFFFFFF
 """In place of where the data begins: the frame is the whole value."""
 
 
-def plain_value(id: str, source: str, type: str, time_us: int | None, tenant: str, derivedfrom: str | None, data: bytes) -> bytes:
+def plain_value(id: str, source: str, type: str, time: str | None, tenant: str, derivedfrom: str | None, data: bytes) -> bytes:
     """An event's value as pulsefold's own publishers write it.
 
     Args:
-        time_us: None where the event has no time.
+        time: as `streams.derive.time_text` writes it; None where the event has none.
         data: JSON, as it came.
     """
     body: dict[str, Any] = {"specversion": "1.0", "id": id, "source": source, "type": type}
-    if time_us is not None:
-        body["time"] = time_text(time_us)
+    if time is not None:
+        body["time"] = time
     body["tenant"] = tenant
     if derivedfrom is not None:
         body["derivedfrom"] = derivedfrom
@@ -139,6 +138,7 @@ class Envelope(msgspec.Struct):
     """What is read of an event a second time: its data as it came."""
 
     source: str = ""
+    time: str | None = None
     data: msgspec.Raw = msgspec.Raw()
 
 
@@ -232,7 +232,11 @@ class Rows:
             texts["redriven"][at] = (redriven(record) or "").partition("\0")[2] if record.headers else ""
             raw = bytes(envelope.data)
             texts["data"][at] = raw.decode("utf-8", "replace")
-            plain = plain_value(event.id, envelope.source, data.TYPE, times[at] if given[at] else None, tenant, event.derivedfrom, raw)
+            text = envelope.time
+            if text is None or (len(text) == 27 and text[10] == "T" and text[19] == "." and text[26] == "Z"):  # of a valid moment this is the only such text
+                plain = plain_value(event.id, envelope.source, data.TYPE, text, tenant, event.derivedfrom, raw)
+            else:
+                plain = b""
             frames[at] = frame_of(value, raw, plain)
             if record.headers:
                 headers[at] = _packed([(name, bytes(one or b"")) for name, one in record.headers])

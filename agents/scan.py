@@ -139,9 +139,13 @@ def in_archive(folder: Path, sought: Sought) -> Found:
                 content = file.read_bytes() if file.is_file() else b""
                 found.live += any(text in content for text in (sought.tenant.encode(), *sought.texts))
                 continue
-            row = "concat_ws(chr(10), *COLUMNS(* EXCLUDE tags), array_to_string(tags, chr(10)))"  # of a row as one text, quotes would be escaped
-            where = " OR ".join(["tenant = $tenant", *(f"contains({row}, $text{n})" for n in range(len(sought.texts)))])
+            # a row as one text: quotes in a list would be escaped
+            row = "concat_ws(chr(10), *COLUMNS(* EXCLUDE (tags, frame, headers)), array_to_string(tags, chr(10)))"
+            raw = "concat_ws('-', hex(frame), hex(headers))"
+            n_texts = range(len(sought.texts))
+            where = " OR ".join(["tenant = $tenant", *(f"contains({row}, $text{n}) OR contains({raw}, $hex{n})" for n in n_texts)])
             params = {"path": str(file), "tenant": sought.tenant, **{f"text{n}": text.decode("utf-8", "replace") for n, text in enumerate(sought.texts)}}
+            params |= {f"hex{n}": text.hex().upper() for n, text in enumerate(sought.texts)}
             try:
                 found.live += database.execute(f"SELECT count(*) FROM read_parquet($path) AS files WHERE {where}", params).fetchall()[0][0]  # noqa: S608 - bound
                 asked = "SELECT decode(value) FROM parquet_kv_metadata($path) WHERE decode(key) = 'pulsefold'"

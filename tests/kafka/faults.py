@@ -6,6 +6,7 @@ The product knows nothing of this: the classes are changed here, in the worker's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -110,6 +111,35 @@ def holding(topic: str) -> None:
     engine.Engine._publish = held  # type: ignore[method-assign]  # that is the fault
 
 
+def dying(folder: str) -> None:
+    """Killed once, whichever worker comes there first: behind the decision that other tables serve, behind the swap, and behind the first
+    tombstone of what they would have told; files in the folder say which has been."""
+
+    def once(name: str) -> None:
+        with contextlib.suppress(FileExistsError):
+            (Path(folder) / name).touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    decide, swap, send = engine.Engine.decide, engine.Engine.swap, engine.Engine.send
+
+    async def decided(self: engine.Engine, generation: str, former: str | None = None, ended: str | None = None) -> None:
+        await decide(self, generation, former, ended)
+        if former is not None:
+            once("decided")
+
+    async def swapped(self: engine.Engine) -> None:
+        await swap(self)
+        once("swapped")
+
+    async def sent(self: engine.Engine, topic: str, value: bytes | None, **words: Any) -> Any:
+        found = await send(self, topic, value, **words)
+        if value is None and words["key"].startswith(b"told."):
+            once("told")
+        return found
+
+    engine.Engine.decide, engine.Engine.swap, engine.Engine.send = decided, swapped, sent  # type: ignore[method-assign]  # that is the fault
+
+
 def newer(name: str) -> None:
     """Code in which a table has the next version."""
     folds = registry.folds
@@ -131,6 +161,7 @@ if __name__ == "__main__":
         "hasty": lambda retry_s: hasty(int(retry_s)),
         "raising": raising,
         "building": building,
+        "dying": dying,
         "gated": gated,
         "holding": holding,
         "newer": newer,

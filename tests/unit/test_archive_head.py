@@ -48,6 +48,10 @@ def odd_ones(rng: random.Random) -> list[bytes | dict[str, Any]]:
         json.dumps(plain).encode(),
         json.dumps({"type": "metric.recorded.v1", "data": value, "id": "o2", "unknown": [1, {"x": "y"}], "subject": "s"}, indent=1).encode(),
         b'{"data": {"value":1e0, "more" : "\\u00e9\\u0000"}, "id":"o3","type":"metric.recorded.v1","time":"2026-03-02T02:00:00.1+02:00"}',
+        *(  # moments in other words
+            b'{"specversion":"1.0","id":"%s","source":"","type":"metric.recorded.v1","time":"%s","tenant":"default","data":{}}' % (time[5:], time)
+            for time in (b"2026-03-02T02:00:00.1+00:00", b"2026-03-02 02:00:00.100000Z", b"2026-03-02T02:00:00.1000001Z", b"2026-03-02T02:00:00.100000Z")
+        ),
         b'{"data":{},"id":"{}","tags":{},"type":"metric.recorded.v1"}',
         encode(decode(json.dumps({**plain, "id": "o4", "source": "", "time": "2026-03-02T00:00:00Z"}).encode())),
         encode(decode(json.dumps({**plain, "id": "o5", "source": "x"}).encode())),
@@ -100,8 +104,7 @@ def test_a_value_that_a_publisher_of_ours_wrote_needs_no_frame(tmp_path: Path) -
     event = decode(json.dumps({"id": "a", "source": "s", "type": "metric.recorded.v1", "time": "2026-03-02T00:00:00Z", "data": {"value": 1.5}}).encode())
     value = encode(event)
     data = value[value.index(b'"data":') + 7 : -1]
-    assert event.time is not None
-    plain = plain_value("a", "s", "metric.recorded.v1", round(event.time.timestamp() * 1e6), "default", None, data)
+    plain = plain_value("a", "s", "metric.recorded.v1", "2026-03-02T00:00:00.000000Z", "default", None, data)
     assert frame_of(value, data, plain) is None
     assert value_of(None, data, plain) == value
 

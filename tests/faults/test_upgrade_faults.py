@@ -1,0 +1,157 @@
+"""Tables are rebuilt by other settings while workers are killed, come, go, sleep: nothing is lost, doubled or told wrongly, by the new settings."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..workers import WorkerProcess
+from .scene import Scene
+
+pytestmark = pytest.mark.timeout(500)
+PRIOR = '{"": [1, 3]}'
+"""Every beta is two more; the same alerts follow, some of them from an earlier observation."""
+
+
+def eventually(holds: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    """Wait, whoever of the workers is dead at the moment."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            if holds():
+                return
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout_s:g} s"
+        time.sleep(0.1)
+
+
+def serving(worker: WorkerProcess) -> str:
+    """Generation of the tables that answer."""
+    return str(worker.get("/status")["tables"][0]["name"]).rpartition(".")[2]
+
+
+def build(worker: WorkerProcess) -> dict[str, Any]:
+    return worker.get("/status")["rebuild"] or {"state": "none", "folded": 0}
+
+
+class Upgrade:
+    """Workers of former settings, then others.
+
+    Attributes:
+        former: generation of the tables that are replaced.
+    """
+
+    def __init__(self, scene: Scene, monkeypatch: pytest.MonkeyPatch, seed: int, workers: int = 1) -> None:
+        self.scene, self.monkeypatch = scene, monkeypatch
+        self.first = [scene.worker() for _ in range(workers)]
+        scene.publish(9_000, 14, seed=seed)
+        time.sleep(6)
+        self.former = serving(self.first[0])
+
+    def stop(self, n: int) -> None:
+        """Stop a worker of the former settings."""
+        self.scene.left.add(self.first[n])
+        assert self.first[n].stop() in (0, -15)
+
+    def start(self, *faults: str) -> WorkerProcess:
+        """A worker of the other settings, which rebuilds; from now on these are those of every command."""
+        self.monkeypatch.setenv("PULSEFOLD_TRUST_PRIOR", PRIOR)
+        worker = self.scene.worker(*([",".join(faults)] if faults else []), start=False)
+        worker.settings["rebuild"] = "on"
+        return worker.start()
+
+    def serves(self, worker: WorkerProcess) -> bool:
+        """Whether a worker answers by the other settings."""
+        return serving(worker) != self.former and build(worker)["state"] in ("none", "swapped")
+
+    def judge(self, *workers: WorkerProcess) -> None:
+        """Wait for the swap, then compare everything with the truth by the other settings."""
+        for worker in workers:
+            eventually(lambda w=worker: self.serves(w), "the swap")
+        for counts in self.scene.made.trust.values():
+            counts[1] += 2
+        self.scene.judge()
+
+
+def test_a_worker_is_killed_three_times_while_it_builds_tables_of_other_settings(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = Upgrade(scene, monkeypatch, 701)
+    upgrade.stop(0)
+    worker = upgrade.start("building:0.1")
+    scene.watch()
+    folded = 0
+    for _ in range(3):
+        eventually(lambda n=folded: build(worker)["folded"] > n + 500, "progress")
+        folded, struck = build(worker)["folded"], time.monotonic()
+        assert build(worker)["state"] == "building"
+        scene.kill(worker, again=True)
+    scene.recovers(struck)
+    upgrade.judge(worker)
+    assert scene.ended == [-9] * 3
+
+
+def test_two_workers_are_killed_at_the_decision_at_the_swap_and_while_they_tell_what_stands_differently(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    upgrade = Upgrade(scene, monkeypatch, 702, workers=2)
+    for n in range(2):
+        upgrade.stop(n)
+    workers = [upgrade.start("building:0.05", f"dying:{tmp_path}") for _ in range(2)]
+    scene.watch()
+    eventually(lambda: all((tmp_path / name).exists() for name in ("decided", "swapped", "told")), "the third death")
+    scene.recovers(time.monotonic())
+    upgrade.judge(*workers)
+    assert scene.ended == [-9] * 3
+
+
+def test_two_workers_are_replaced_one_after_the_other_by_those_with_other_settings(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = Upgrade(scene, monkeypatch, 703, workers=2)
+    scene.watch()
+    fresh = []
+    for n in range(2):
+        upgrade.stop(n)
+        fresh.append(upgrade.start("building:0.02"))
+        assert upgrade.former == serving(fresh[0]) or n, "until the last is replaced the former tables serve"
+    scene.recovers(time.monotonic())
+    upgrade.judge(*fresh)
+    assert not scene.ended
+
+
+def test_partitions_change_hands_again_and_again_while_they_are_built(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = Upgrade(scene, monkeypatch, 704)
+    upgrade.stop(0)
+    worker = upgrade.start("building:0.1")
+    scene.watch()
+    guest = upgrade.start("building:0.1")
+    for leave in (guest.stop, guest.kill):
+        eventually(lambda: any(p["owner"] for p in guest.get("/status")["partitions"]), "the rebalance")
+        assert build(worker)["state"] == "building"
+        time.sleep(1)
+        scene.left.add(guest)
+        leave()
+        eventually(lambda: all(p["owner"] for p in worker.get("/status")["partitions"]), "the rebalance")
+        guest.start()
+        scene.left.discard(guest)
+    scene.recovers(time.monotonic())
+    upgrade.judge(worker, guest)
+    assert not scene.ended
+
+
+def test_a_worker_sleeps_through_the_swap(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = Upgrade(scene, monkeypatch, 705)
+    upgrade.stop(0)
+    sleeper, other = upgrade.start("building:0.02"), upgrade.start("building:0.02")
+    scene.watch()
+    eventually(lambda: any(p["owner"] for p in other.get("/status")["partitions"]), "the rebalance")
+    assert build(sleeper)["state"] == "building"
+    sleeper.signal(signal.SIGSTOP)
+    eventually(lambda: upgrade.serves(other), "the swap")
+    sleeper.signal(signal.SIGCONT)
+    scene.recovers(time.monotonic())
+    upgrade.judge(sleeper, other)
+    assert not scene.ended
