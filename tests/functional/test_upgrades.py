@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,6 +234,8 @@ def test_where_the_log_loses_its_start_while_it_is_built_the_build_ends_with_a_s
         assert told in after.log.read_text()
         text = pulsefold("status", "--url", f"http://127.0.0.1:{after.port}").stdout
         assert "not rebuilt" in text and told in text
+        with urllib.request.urlopen(f"http://127.0.0.1:{after.port}/metrics", timeout=20) as metrics:
+            assert b"\npulsefold_rebuild_failed 1.0" in metrics.read()
         after.until(lambda: len(generations(embedded)) == 1, 30)
         after.kill()
         del after.settings["rebuild"]
