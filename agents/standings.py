@@ -11,6 +11,8 @@ hands: what such a message says of a record that is folded here, and the rows he
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -50,28 +52,39 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
             await self.sleep(0.05)
             core = self.engine.core
             try:
-                for shard in list(core.shards.values()) if self.engine.ready else ():
-                    if core.differing(shard):
-                        await self._compare(shard)
+                differing = [shard for shard in core.shards.values() if core.differing(shard)] if self.engine.ready else []
+                if differing:
+                    await self._compare(differing)
                 await self._watch()
             except KafkaError as exc:
                 self.log.warning("which alerts stand differently cannot be told at the moment: %r", exc)
 
-    async def _compare(self, shard: Shard) -> None:
-        epoch, told = shard.epoch, dict(shard.told)
-        if self.engine.publishes and b"" in told:
-            await self.engine.alerts_read()  # what this worker or the former owner put out last may still be under way to the board
-            if shard.epoch != epoch or self.should_stop:
-                return
-            if (far := await self._told_upto(shard)) > shard.next:
-                shard.alerts_from = far
-                return
+    async def _compare(self, shards: Sequence[Shard]) -> None:
+        """Nothing of these is folded until it is done, so what takes time is done for all of them at once."""
+        engine = self.engine
+        epochs = {shard: shard.epoch for shard in shards}
+        publishing = [shard for shard in shards if engine.publishes and b"" in shard.told]
+        if publishing:
+            await engine.alerts_read()  # what this worker or the former owner put out last may still be under way to the board
+            sources = {shard: TopicPartition(engine.full_names[shard.partition.topic], shard.partition.number) for shard in publishing}
+            ends = await engine.insist(lambda: engine.follower.end_offsets(list(sources.values())), "the ends of the topics could not be read")
+            for shard in publishing:
+                if (far := self._told_upto(shard, ends[sources[shard]])) > shard.next:
+                    shard.alerts_from = far
+        ours = [shard for shard, epoch in epochs.items() if shard.epoch == epoch and shard.next >= shard.alerts_from and not self.should_stop]
+        await asyncio.gather(*(self._differ(shard, epochs[shard]) for shard in ours))
+
+    async def _differ(self, shard: Shard, epoch: int) -> None:
+        """Tell what stands differently of one partition, and note that it was told."""
+        told = dict(shard.told)
+        publishes = self.engine.publishes and b"" in told
+        if publishes:
             await self._tell(shard, {name.decode(): msgspec.json.decode(value) for name, value in told.items() if name})
         partition, generation = shard.partition, shard.partition.schema.generation
         if shard.epoch != epoch:
             return
         topic = self.engine.config.changelogs[partition.topic]
-        if self.engine.publishes and b"" in told:
+        if publishes:
             await self.engine.send(topic, b"due", key=scores_key(generation), partition=partition.number)
             shard.scores_due = True
         # the mark that it is still to be done goes first: what a kill leaves of the others, or a late write brings back, is not the whole
@@ -81,27 +94,21 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
             await ack
         if shard.epoch == epoch:
             shard.told, shard.untold = {}, set()
-            if self.engine.publishes and b"" in told:
+            if publishes:
                 del told[b""]
                 shard.stands = told
                 self._late |= self._here(shard)  # one may have come while this was written
 
-    async def _told_upto(self, shard: Shard) -> int:
+    def _told_upto(self, shard: Shard, end: int) -> int:
         """Offset behind the newest record of which an alert is told: the former rows may have gone on before a kill and committed nothing of it.
 
         By these rows the same record may tell the same alert, with an id that every reader has had; so it is kept to be compared.
+
+        Args:
+            end: of the topic's partition.
         """
-        engine, place = self.engine, shard.partition
-        source = TopicPartition(engine.full_names[place.topic], place.number)
-        end = (await engine.insist(lambda: engine.follower.end_offsets([source]), "the end of a topic could not be read"))[source]
-        merged = {RULE, *(rule.name for rule in self.rules.rules)}
-        told = (
-            entry.message["data"]["evidence"]["offset"]
-            for entry in engine.board.entries.values()
-            if entry.message["data"]["rule"] not in merged
-            and (entry.message["data"]["evidence"]["topic"], entry.message["data"]["evidence"]["partition"]) == (place.topic, place.number)
-        )
-        return max((offset + 1 for offset in told if offset < end), default=0)  # anybody may write to the topic of alerts
+        offsets = (entry.message["data"]["evidence"]["offset"] for entry in self.engine.board.entries.values() if self._shard(entry) is shard)
+        return max((offset + 1 for offset in offsets if offset < end), default=0)  # anybody may write to the topic of alerts
 
     async def _tell(self, shard: Shard, told: dict[str, dict[str, Any]]) -> None:
         for name, message in sorted(told.items()):

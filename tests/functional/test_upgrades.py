@@ -128,7 +128,7 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
         assert len({m["id"] for m, _ in read(embedded.bootstrap, "pulsefold.alerts")}) == len(alerts) + len(fresh), "none twice"
         after.until(lambda: len(scores(embedded)) > 1, 20)
         quiet = scores(embedded)
-        assert [one["data"]["score"]["trust"]["alpha"] for one in quiet] == [1, 3] and quiet[0]["id"] != quiet[1]["id"], "of whom nothing was told since"
+        assert [one["data"]["score"]["trust"] for one in quiet] == [0.5, 0.75] and quiet[0]["id"] != quiet[1]["id"], "of whom nothing was told since"
         marks = [key for key, value in last(embedded).items() if key.partition(b"|")[2].startswith(b"scores.") and value is not None]
         after.until(lambda: not marks or not [key for key, value in last(embedded).items() if key in marks and value is not None], 20)
         assert after.stop() == 0
