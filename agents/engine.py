@@ -514,6 +514,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                     try:
                         return await work()
                     except KafkaError as exc:
+                        if self.should_stop:  # the clients are closed: what is not done is found again by who comes next
+                            raise asyncio.CancelledError from exc
                         self.log.warning("%s, trying again: %r", failed, exc)
                         await asyncio.sleep(0.5)
         except TimeoutError:

@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from streams.topics import SOURCE_TOPICS
+
+from ..kafka.deployment import stopped
+from ..kafka.truth import PARTITIONS, body
 from ..workers import WorkerProcess
-from .scene import Scene
+from .scene import STAMP, Scene
 
 pytestmark = pytest.mark.timeout(500)
 PRIOR = '{"": [1, 3]}'
@@ -31,28 +35,18 @@ def eventually(holds: Callable[[], object], what: str, timeout_s: float = 120) -
         time.sleep(0.1)
 
 
-def serving(worker: WorkerProcess) -> str:
-    """Generation of the tables that answer."""
-    return str(worker.get("/status")["tables"][0]["name"]).rpartition(".")[2]
-
-
 def build(worker: WorkerProcess) -> dict[str, Any]:
     return worker.get("/status")["rebuild"] or {"state": "none", "folded": 0}
 
 
 class Upgrade:
-    """Workers of former settings, then others.
-
-    Attributes:
-        former: generation of the tables that are replaced.
-    """
+    """Workers of former settings, then others."""
 
     def __init__(self, scene: Scene, monkeypatch: pytest.MonkeyPatch, seed: int, workers: int = 1) -> None:
         self.scene, self.monkeypatch = scene, monkeypatch
         self.first = [scene.worker() for _ in range(workers)]
         scene.publish(9_000, 14, seed=seed)
         time.sleep(6)
-        self.former = serving(self.first[0])
 
     def stop(self, n: int) -> None:
         """Stop a worker of the former settings."""
@@ -66,9 +60,15 @@ class Upgrade:
         worker.settings["rebuild"] = "on"
         return worker.start()
 
+    def decided(self) -> bool:
+        """Whether it is recorded that the other tables serve."""
+        deployed = self.scene.deployed
+        records = [value for key, value in deployed.on(deployed.changelog(SOURCE_TOPICS[0]), b"served|")]
+        return bool(records) and records[-1]["former"] is not None
+
     def serves(self, worker: WorkerProcess) -> bool:
         """Whether a worker answers by the other settings."""
-        return serving(worker) != self.former and build(worker)["state"] in ("none", "swapped")
+        return self.decided() and worker.get("/status")["ready"] and build(worker)["state"] in ("none", "swapped")
 
     def judge(self, *workers: WorkerProcess) -> None:
         """Wait for the swap, then compare everything with the truth by the other settings."""
@@ -116,7 +116,7 @@ def test_two_workers_are_replaced_one_after_the_other_by_those_with_other_settin
     for n in range(2):
         upgrade.stop(n)
         fresh.append(upgrade.start("building:0.02"))
-        assert upgrade.former == serving(fresh[0]) or n, "until the last is replaced the former tables serve"
+        assert n or not upgrade.decided(), "until the last is replaced the former tables serve"
     scene.recovers(time.monotonic())
     upgrade.judge(*fresh)
     assert not scene.ended
@@ -155,3 +155,58 @@ def test_a_worker_sleeps_through_the_swap(scene: Scene, monkeypatch: pytest.Monk
     scene.recovers(time.monotonic())
     upgrade.judge(sleeper, other)
     assert not scene.ended
+
+
+def test_a_worker_sleeps_through_the_swap_with_alerts_by_the_former_settings_in_its_hands(scene: Scene, tmp_path: Path) -> None:
+    deployed, gates = scene.deployed, [tmp_path / "first", tmp_path / "second"]
+    deployed.settings["trust_low"] = 0.4
+    before = scene.worker()
+    scene.send(failures(0, 19))
+    before.until(lambda: before.get("/status")["counts"]["folded"] == 19 * len(KEYS))
+    scene.left.add(before)
+    assert before.stop() in (0, -15)
+    deployed.settings["trust_low"] = 0.01
+    sleeper, other = scene.worker(f"holding:alerts,gated:{gates[0]}", start=False), scene.worker(f"gated:{gates[1]}", start=False)
+    for worker in (sleeper, other):
+        worker.settings |= {"rebuild": "on", "session_timeout_s": 20}
+        worker.start()
+    eventually(lambda: len(owned(other)) == len(owned(sleeper)) == PARTITIONS // 2, "the rebalance")
+    mine, judgments = owned(sleeper), deployed.source("judgments")
+    gates[0].touch()
+    eventually(lambda: all(p["folded"] == p["to_fold"] for p in build(other)["partitions"] if p["topic"] == judgments and p["partition"] in mine), "its half")
+    sleeper.signal(signal.SIGHUP)
+    scene.send(failures(19, 20))
+    eventually(lambda: stopped(sleeper), "the sleep")
+    gates[1].touch()
+    eventually(lambda: build(other)["state"] == "swapped", "the swap", 19)
+    eventually(lambda: len(owned(other)) == PARTITIONS and other.absorbed(), "what the sleeper had")
+    assert len(scene.told()) < 2 * len(KEYS), "the sleeper has nothing in its hands"
+    sleeper.signal(signal.SIGCONT)
+    scene.watch()
+    for key in KEYS:
+        for _ in range(20):
+            scene.made.observe(key, False, 1.0)
+    scene.made.records += failures(0, 20)
+    scene.expected = {(f"alert.{kind}.v1", "trust.low", f"model|{key}", "critical") for kind in ("opened", "resolved") for key in KEYS}
+    scene.judge(resolve=False)
+    last = {message["data"]["subject"]: message["type"] for _, message in deployed.on(deployed.source("alerts")) if message is not None}
+    assert set(last.values()) == {"alert.resolved.v1"}, "which compaction would keep"
+    assert not scene.ended
+
+
+KEYS = [f"m{n}" for n in range(24)]
+
+
+def failures(first: int, last: int) -> list[tuple[str, bytes, bytes]]:
+    """Failures of each key, by their numbers."""
+    data = {"kind": "model", "success": False}
+    return [
+        ("judgments", f"default|model|{key}".encode(), body(f"f{n}-{key}", "trust.observed.v1", STAMP, {**data, "id": key}))
+        for n in range(first, last)
+        for key in KEYS
+    ]
+
+
+def owned(worker: WorkerProcess) -> set[int]:
+    """Partitions of the judgments that it owns."""
+    return {p["partition"] for p in worker.get("/status")["partitions"] if p["owner"] and p["topic"].endswith("judgments")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 import urllib.request
@@ -16,7 +15,6 @@ from confluent_kafka import Producer
 
 from streams.broker import EmbeddedBroker
 
-from ..kafka.deployment import stopped
 from ..workers import WorkerProcess
 from .test_clearing import last
 from .test_cli import pulsefold
@@ -270,70 +268,3 @@ def test_of_two_workers_the_one_with_the_former_settings_serves_until_the_swap_a
     finally:
         before.stop()
         after.stop()
-
-
-def failures(worker: WorkerProcess, name: str, n: int) -> None:
-    """So many failures of each key."""
-    batch = [
-        {"id": f"{name}{i}-{key}", "source": "t", "type": "trust.observed.v1", "time": START, "data": {"kind": "model", "id": key, "success": False}}
-        for i in range(n)
-        for key in KEYS
-    ]
-    assert post(worker, batch, "application/cloudevents-batch+json")[0] == 200
-
-
-def owned(worker: WorkerProcess) -> set[int]:
-    return {p["partition"] for p in worker.get("/status")["partitions"] if p["owner"] and p["topic"] == "pulsefold.judgments"}
-
-
-@pytest.mark.timeout(280)
-def test_an_alert_that_a_sleeper_tells_by_the_former_settings_after_the_swap_is_taken_back(embedded: EmbeddedBroker, tmp_path: Path) -> None:
-    words = {"partitions": 4, "session_timeout_s": 10, "heartbeat_s": 1}
-    before = WorkerProcess(embedded.bootstrap, tmp_path, **words)
-    sleeper, other = (WorkerProcess(embedded.bootstrap, tmp_path, environment={"PULSEFOLD_TRUST_LOW": "0.01"}, rebuild="on", **words) for _ in range(2))
-    gates = [tmp_path / "first", tmp_path / "second"]
-    sleeper.module = ("tests.kafka.faults", f"holding:alerts,gated:{gates[0]}")
-    other.module = ("tests.kafka.faults", f"gated:{gates[1]}")
-
-    def standing() -> dict[str, list[str]]:
-        """What readers of the topic see of each subject: the types of its messages, as they are on the log."""
-        found: dict[str, list[str]] = {}
-        for message, _ in read(embedded.bootstrap, "pulsefold.alerts"):
-            found.setdefault(message["data"]["subject"], []).append(message["type"])
-        return found
-
-    try:
-        before.start()
-        failures(before, "a", 19)
-        before.until(lambda: before.absorbed(380))
-        before.stop()
-        sleeper.start()
-        other.start()
-        other.until(lambda: len(owned(other)) == 2 and len(owned(sleeper)) == 2, 60)
-        mine = owned(sleeper)
-        gates[0].touch()
-
-        def built(worker: WorkerProcess) -> bool:
-            found = [p for p in worker.get("/status")["rebuild"]["partitions"] if p["topic"] == "pulsefold.judgments" and p["partition"] in mine]
-            return all(p["folded"] == p["to_fold"] > 0 for p in found)
-
-        other.until(lambda: built(other), 30)
-        assert rebuilding(other)() and not standing()
-        sleeper.signal(signal.SIGHUP)
-        failures(other, "b", 1)
-        other.until(lambda: stopped(sleeper), 20)
-        gates[1].touch()
-        other.until(rebuilding(other, "swapped"), 9)
-        other.until(lambda: len(owned(other)) == 4 and other.absorbed(400), 60)
-        told = standing()
-        assert all(kinds[-1] == "alert.resolved.v1" for kinds in told.values()), "those that it owned itself, by the former settings"
-        assert len(told) < len(KEYS), "the sleeper has told nothing"
-        sleeper.signal(signal.SIGCONT)
-        other.until(lambda: len(standing()) == len(KEYS), 30)
-        other.until(lambda: all(kinds[-1] == "alert.resolved.v1" for kinds in standing().values()), 20)
-        other.until(lambda: not other.get("/alerts", state="open", rule="trust.low")["alerts"], 5)
-        other.until(lambda: rebuilding(sleeper, "swapped")() and not sleeper.get("/alerts", state="open", rule="trust.low")["alerts"], 60)
-        assert max(len(kinds) for kinds in standing().values()) == 2
-    finally:
-        for worker in (before, sleeper, other):
-            worker.stop()
