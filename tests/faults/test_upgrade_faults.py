@@ -101,8 +101,10 @@ def test_two_workers_are_killed_at_the_decision_at_the_swap_and_while_they_tell_
     upgrade = Upgrade(scene, monkeypatch, 702, workers=2)
     for n in range(2):
         upgrade.stop(n)
-    workers = [upgrade.start("building:0.05", f"dying:{tmp_path}") for _ in range(2)]
+    workers = [upgrade.start(f"gated:{tmp_path / 'built'}", f"dying:{tmp_path}") for _ in range(2)]
     scene.watch()
+    eventually(lambda: all(owned(worker) for worker in workers), "the rebalance")
+    (tmp_path / "built").touch()
     eventually(lambda: all((tmp_path / name).exists() for name in ("decided", "swapped", "told")), "the third death")
     scene.recovers(time.monotonic())
     upgrade.judge(*workers)
@@ -125,9 +127,9 @@ def test_two_workers_are_replaced_one_after_the_other_by_those_with_other_settin
 def test_partitions_change_hands_again_and_again_while_they_are_built(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade = Upgrade(scene, monkeypatch, 704)
     upgrade.stop(0)
-    worker = upgrade.start("building:0.1")
+    worker = upgrade.start("building:0.8")
     scene.watch()
-    guest = upgrade.start("building:0.1")
+    guest = upgrade.start("building:0.8")
     for leave in (guest.stop, guest.kill):
         eventually(lambda: any(p["owner"] for p in guest.get("/status")["partitions"]), "the rebalance")
         assert build(worker)["state"] == "building"
@@ -142,14 +144,14 @@ def test_partitions_change_hands_again_and_again_while_they_are_built(scene: Sce
     assert not scene.ended
 
 
-def test_a_worker_sleeps_through_the_swap(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    upgrade = Upgrade(scene, monkeypatch, 705)
+def test_a_worker_sleeps_through_the_build_and_the_swap(scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    upgrade, gate = Upgrade(scene, monkeypatch, 705), tmp_path / "built"
     upgrade.stop(0)
-    sleeper, other = upgrade.start("building:0.02"), upgrade.start("building:0.02")
+    sleeper, other = upgrade.start(f"gated:{gate}"), upgrade.start(f"gated:{gate}")
     scene.watch()
     eventually(lambda: any(p["owner"] for p in other.get("/status")["partitions"]), "the rebalance")
-    assert build(sleeper)["state"] == "building"
     sleeper.signal(signal.SIGSTOP)
+    gate.touch()
     eventually(lambda: upgrade.serves(other), "the swap")
     sleeper.signal(signal.SIGCONT)
     scene.recovers(time.monotonic())
