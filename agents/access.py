@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ssl
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from streams.admin import is_embedded, partition_counts, topic_identities
@@ -52,3 +56,13 @@ def discover_partitions(settings: Gets, security: dict[str, Any]) -> tuple[dict[
     counts = partition_counts(bootstrap, full, security=security)
     identities = topic_identities(bootstrap, full, security=security)
     return {t: counts[prefix + t] for t in SOURCE_TOPICS}, {t: identities.get(prefix + t, 0) for t in SOURCE_TOPICS}, is_embedded(bootstrap, security=security)
+
+
+def folder_of(settings: Gets, identities: Mapping[str, int]) -> Path:
+    """The archive's folder, as set, or beside `data_dir`, named after the log."""
+    get = settings.get
+    if get("archive_dir") is not None:
+        return Path(get("archive_dir")).expanduser()
+    base = get("data_dir") or Path(tempfile.gettempdir()) / f"pulsefold-{get('app_id')}"
+    log_name = zlib.crc32(repr((get("topic_prefix"), sorted(identities.items()))).encode())
+    return Path(base) / f"archive-{log_name:08x}"

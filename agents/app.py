@@ -23,7 +23,7 @@ from tables.partition import Partition, Schema
 from tables.trust import ScheduledDecay, Trust
 
 from . import seam
-from .access import discover_partitions, security
+from .access import discover_partitions, folder_of, security
 from .archive import Archive
 from .auth import TokenFile, Tokens
 from .bare import Bare
@@ -191,6 +191,7 @@ def build(settings: Settings) -> seam.App:
         publishes=folds and settings.get("outputs") == "on",
         folds=folds,
         rebuild=settings.get("rebuild"),
+        archive=lambda identities, embedded: None if embedded and settings.get("archive_dir") is None else folder_of(settings, identities),
         security=ours,
     )
 

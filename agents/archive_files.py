@@ -35,7 +35,9 @@ MOST_TENANTS = 2_000
 """Tenants that a file's own description lists; of more it says only that there are many."""
 NAME = re.compile(r"([a-z]+)-(\d+)-(\d+)-(\d+)\.parquet(\.broken)?")
 LOG = "log.json"
-VERSION = 1
+VERSION = 2
+STOOD_IN = ("not_json", "unknown_type", "invalid_field", "too_large")
+"""Why a record is no event, whatever the settings; another record of which that is true can stand in its place."""
 
 Place = tuple[str, int]
 """Topic without prefix, partition."""
@@ -58,6 +60,9 @@ class Piece:
         cleared_us: tenant -> Kafka timestamp of the record that cleared it, microseconds, where it is known.
         past: tenant -> rows of the range that went because they were past their time.
         json_bytes: of the records' values in it.
+        removed: rows that were there and went, for whatever reason.
+        missing: ranges of offsets (from, up to and without) that were never read: the log no longer had them.
+        unkept: rows of which too little is kept to fold them again: events of the future.
     """
 
     topic: str
@@ -75,6 +80,9 @@ class Piece:
     cleared: Mapping[str, int] = field(default_factory=dict)
     past: Mapping[str, int] = field(default_factory=dict)
     cleared_us: Mapping[str, int] = field(default_factory=dict)
+    removed: int = 0
+    missing: tuple[tuple[int, int], ...] = ()
+    unkept: int = 0
 
     def may_have(self, tenant: str) -> bool:
         """Whether it can hold rows of the tenant."""
@@ -136,6 +144,8 @@ class Folder:
             return
         except ValueError:
             raise Unusable(f"{about} cannot be read as JSON; put the folder right or set archive_dir to another one") from None
+        if isinstance(found, dict) and found.get("version") != VERSION and {**found, "version": VERSION} == mine:
+            raise Unusable(f"{self.path} was written by another version, in another form; move it away, or set archive_dir to another folder")
         if found != mine:
             raise Unusable(f"{self.path} is the archive of another log ({about} differs); set archive_dir to another folder, or move this one away")
 
@@ -238,7 +248,9 @@ class Folder:
 
     # ---- writing
 
-    def write(self, place: Place, first: int, last: int, table: str, cleared: Mapping[str, int]) -> Piece:
+    def write(
+        self, place: Place, first: int, last: int, table: str, cleared: Mapping[str, int], since: int = 0, passed: Iterable[tuple[int, int]] = ()
+    ) -> Piece:
         """Write a range: what its file holds so far, and the rows of a table that follow.
 
         Args:
@@ -246,6 +258,8 @@ class Folder:
             last: greatest offset that is covered.
             table: holds every row of the partition from the end of the file up to `last`.
             cleared: of the new rows, as in `Batch`.
+            since: offset from which on the table has them; the log no longer had what is between that and the end of the file.
+            passed: ranges of offsets (from, up to and without) that it no longer had later on.
 
         Raises:
             OSError, duckdb.Error: it could not be written; nothing has changed.
@@ -265,9 +279,12 @@ class Folder:
         for tenant, offset in cleared.items():
             if first <= offset <= last:
                 gone[tenant] = max(gone.get(tenant, -1), offset)
-        piece = self._write(
-            Piece(topic, partition, first, last, "", 0, 0, 0, None, None, None, {}, gone, old.past if old else {}), " UNION ALL ".join(parts), params
-        )
+        made = Piece(topic, partition, first, last, "", 0, 0, 0, None, None, None, {}, gone)
+        if old is not None:
+            made = replace(made, past=old.past, removed=old.removed, missing=old.missing)
+        lost = ((begin, since), *((max(a, begin), min(b, last + 1)) for a, b in passed))
+        made = replace(made, missing=(*made.missing, *((a, b) for a, b in lost if a < b)))
+        piece = self._write(made, " UNION ALL ".join(parts), params)
         if old is not None and old.path != piece.path:
             Path(old.path).unlink(missing_ok=True)
         return piece
@@ -301,8 +318,11 @@ class Folder:
         return made
 
     def _about(self, cursor: duckdb.DuckDBPyConnection, piece: Piece) -> dict[str, Any]:
-        asked = "SELECT count(*), coalesce(sum(size), 0), epoch_us(min(time)), epoch_us(max(time)), epoch_us(max(timestamp)) FROM piece_rows"
-        n, size, low, high, stamp = cursor.execute(asked).fetchall()[0]
+        asked = (
+            "SELECT count(*), coalesce(sum(size), 0), epoch_us(min(time)), epoch_us(max(time)), epoch_us(max(timestamp)), "
+            "count(*) FILTER (reason IS NOT NULL AND NOT list_contains($stood_in, reason)) FROM piece_rows"
+        )
+        n, size, low, high, stamp, unkept = cursor.execute(asked, {"stood_in": list(STOOD_IN)}).fetchall()[0]
         asked = (
             f"SELECT tenant, count(*), epoch_us(min(time)), epoch_us(max(time)) FROM piece_rows WHERE tenant IS NOT NULL GROUP BY 1 LIMIT {MOST_TENANTS + 1}"
         )
@@ -319,6 +339,9 @@ class Folder:
             "cleared": dict(piece.cleared),
             **({"cleared_us": self._cleared_us(cursor, piece)} if piece.cleared else {}),
             **({"past": dict(piece.past)} if piece.past else {}),
+            **({"removed": piece.removed} if piece.removed else {}),
+            **({"missing": piece.missing} if piece.missing else {}),
+            **({"unkept": unkept} if unkept else {}),
         }
 
     def _cleared_us(self, cursor: duckdb.DuckDBPyConnection, piece: Piece) -> dict[str, int]:
@@ -384,17 +407,18 @@ class Folder:
             keeps.append('coalesce("offset" > list_extract($gone_upto, list_position($gone_tenants, tenant)), true)')
         kept = f"FROM read_parquet($paths) WHERE {' AND '.join(keeps)}"
         with self.database.cursor() as cursor:
-            if cursor.execute(f"SELECT count(*) {kept}", params).fetchall()[0][0] == piece.rows:
+            left = int(cursor.execute(f"SELECT count(*) {kept}", params).fetchall()[0][0])
+            if left == piece.rows:
                 return 0
             past = Counter(piece.past)
             past.update(dict(cursor.execute(aged, bound).fetchall()))
-        made = self._write(replace(piece, past=dict(past)), f"SELECT {NAMES} {kept}", params)
+        made = self._write(replace(piece, past=dict(past), removed=piece.removed + piece.rows - left), f"SELECT {NAMES} {kept}", params)
         if not made.rows and delete and not made.cleared:
             Path(made.path).unlink(missing_ok=True)
             with self.lock:
                 place = (piece.topic, piece.partition)
-                left = {first: one for first, one in self.pieces[place].items() if first != piece.first}
-                self.pieces = {**self.pieces, place: left}
+                others = {first: one for first, one in self.pieces[place].items() if first != piece.first}
+                self.pieces = {**self.pieces, place: others}
         return piece.rows - made.rows
 
 
@@ -426,6 +450,9 @@ def _about(body: Mapping[str, Any]) -> dict[str, Any]:
         "cleared": dict(body["cleared"]),
         "past": dict(body.get("past", {})),
         "cleared_us": dict(body.get("cleared_us", {})),
+        "removed": int(body.get("removed", 0)),
+        "missing": tuple((int(begin), int(end)) for begin, end in body.get("missing", ())),
+        "unkept": int(body.get("unkept", 0)),
     }
 
 

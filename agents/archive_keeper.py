@@ -47,6 +47,7 @@ class Tail:
         table: in the database; a new one after each write.
         ends: by partition, offset up to which (exclusive) records have been read.
         covered: by partition, offset up to which (inclusive) files have everything.
+        passed: by partition, ranges of offsets that the log no longer had when they were to be read.
         written_at, took_s: of the last write.
     """
 
@@ -57,6 +58,7 @@ class Tail:
     covered: list[int] = field(default_factory=list)
     touched: set[int] = field(default_factory=set)
     cleared: dict[int, dict[str, int]] = field(default_factory=dict)
+    passed: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     written_at: float = 0.0
     took_s: float = 0.0
 
@@ -195,6 +197,14 @@ class Keeper:
         tail.ends[number] = max(tail.ends[number], end)
         self._snap(topic)
 
+    def pass_over(self, place: Place, start: int) -> None:
+        """The log begins at an offset behind what was to be read next: what is between was removed first."""
+        topic, number = place
+        tail = self.tails[topic]
+        if start > tail.ends[number]:
+            tail.passed.setdefault(number, []).append((tail.ends[number], start))
+            log.error("archive: the brokers no longer have offsets %s to %s of %s/%s (retention removed them first)", tail.ends[number], start - 1, *place)
+
     def _insert(self, table: str, batch: Batch) -> None:
         with self.database.cursor() as cursor:
             cursor.register("batch", batch.columns)
@@ -206,7 +216,7 @@ class Keeper:
         self._generation += 1
         tail = self.tails[topic]
         tail.table, tail.rows, tail.json_bytes = f"tail_{topic}_{self._generation}", 0, 0
-        tail.touched, tail.cleared = set(), {}
+        tail.touched, tail.cleared, tail.passed = set(), {}, {}
         with self.database.cursor() as cursor:
             cursor.execute(f"CREATE TABLE {tail.table} ({TABLE})")
 
@@ -257,7 +267,9 @@ class Keeper:
         while tail.covered[number] + 1 < tail.ends[number]:
             first = (tail.covered[number] + 1) // chunk * chunk
             last = min(first + chunk, tail.ends[number]) - 1
-            piece = self.folder.write((topic, number), first, last, tail.table, tail.cleared.get(number, {}))
+            piece = self.folder.write(
+                (topic, number), first, last, tail.table, tail.cleared.get(number, {}), tail.covered[number] + 1, tail.passed.get(number, ())
+            )
             tail.covered[number] = piece.last
             tail.ends[number] = max(tail.ends[number], piece.last + 1)
 

@@ -3,7 +3,7 @@
 The rules this file keeps: the rows of a range of offsets are a function of the log alone, so whoever makes them makes the same;
 every record is a row, also one that no fold takes (`reason` says why) and one that repeats an id (`duplicate`), so that counts
 can be compared; of a record that is no event nothing is kept but its place and its digest: its key may name a tenant, whose clearing
-would not find it.
+would not find it. The value of an event can be had again to the byte, and its headers (`value_of`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("task", "VARCHAR", "nullif(task, '')"),
     ("tags", "VARCHAR[]", "from_json(nullif(tags, ''), '[\"VARCHAR\"]')"),
     ("data", "VARCHAR", "nullif(data, '')"),
+    ("frame", "BLOB", "frame"),
+    ("headers", "BLOB", "headers"),
 )
-"""The archive's columns. `timestamp` is Kafka's, `time` the event's (UTC); `size` are the bytes of the record's value."""
+"""The archive's columns. `timestamp` is Kafka's, `time` the event's (UTC); `size` are the bytes of the record's value. `frame` is what is around the data
+in a value that the other columns do not give to the byte, `headers` those of Kafka (msgpack) where there are any."""
 TABLE = ", ".join(f'"{name}" {kind}' for name, kind, _ in COLUMNS)
 NAMES = ", ".join(f'"{name}"' for name, _, _ in COLUMNS)
 MADE = ", ".join(f"CAST({made} AS {kind})" for _, kind, made in COLUMNS)
@@ -78,15 +81,70 @@ TEXTS = (
 _NAMED = ("metric_id", "metric_type", "model", "run", "agent", "task")
 
 
+WHOLE = 0xFFFFFFFF
+"""In place of where the data begins: the frame is the whole value."""
+
+
+def plain_value(id: str, source: str, type: str, time: str | None, tenant: str, derivedfrom: str | None, data: bytes) -> bytes:
+    """An event's value as pulsefold's own publishers write it.
+
+    Args:
+        time: as `streams.derive.time_text` writes it; None where the event has none.
+        data: JSON, as it came.
+    """
+    body: dict[str, Any] = {"specversion": "1.0", "id": id, "source": source, "type": type}
+    if time is not None:
+        body["time"] = time
+    body["tenant"] = tenant
+    if derivedfrom is not None:
+        body["derivedfrom"] = derivedfrom
+    body["data"] = msgspec.Raw(data)
+    return _encode(body)
+
+
+def frame_of(value: bytes, data: bytes, plain: bytes) -> bytes | None:
+    """What has to be kept of a value beside its data; None where nothing has, because it is the plain one.
+
+    Example:
+        >>> value_of(frame_of(b'{"data": {}, "id": "a"}', b"{}", b""), b"{}", b"")
+        b'{"data": {}, "id": "a"}'
+        >>> frame_of(b"{}", b"{}", b"{}") is None
+        True
+    """
+    if value == plain and b"\\u" not in value:  # texts with NULs are kept with others in their place
+        return None
+    at = value.find(data)
+    if at < 0 or not _is_text(data):
+        return WHOLE.to_bytes(4, "big") + value
+    return at.to_bytes(4, "big") + value[:at] + value[at + len(data) :]
+
+
+def value_of(frame: bytes | None, data: bytes, plain: bytes) -> bytes:
+    """The value that `frame_of` was made of."""
+    if frame is None:
+        return plain
+    at, rest = int.from_bytes(frame[:4], "big"), frame[4:]
+    return rest if at == WHOLE else rest[:at] + data + rest[at:]
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return b"\0" not in data and bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
 class Envelope(msgspec.Struct):
     """What is read of an event a second time: its data as it came."""
 
     source: str = ""
+    time: str | None = None
     data: msgspec.Raw = msgspec.Raw()
 
 
 _envelope = msgspec.json.Decoder(Envelope).decode
-_tags = msgspec.json.Encoder().encode
+_encode = _tags = msgspec.json.Encoder().encode
+_packed = msgspec.msgpack.Encoder().encode
 
 
 @dataclass
@@ -150,6 +208,7 @@ class Rows:
         digests = np.empty(n, dtype=object)
         sizes = np.empty(n, dtype=np.int64)
         given = np.zeros(n, dtype=bool)
+        frames, headers = np.full(n, None, dtype=object), np.full(n, None, dtype=object)
         for at, (record, event) in enumerate(zip(records, events, strict=True)):
             value = record.value or b""
             sizes[at] = len(value)
@@ -171,7 +230,16 @@ class Rows:
             texts["source"][at] = envelope.source
             texts["derivedfrom"][at] = event.derivedfrom or ""
             texts["redriven"][at] = (redriven(record) or "").partition("\0")[2] if record.headers else ""
-            texts["data"][at] = bytes(envelope.data).decode("utf-8", "replace")
+            raw = bytes(envelope.data)
+            texts["data"][at] = raw.decode("utf-8", "replace")
+            text = envelope.time
+            if text is None or (len(text) == 27 and text[10] == "T" and text[19] == "." and text[26] == "Z"):  # of a valid moment this is the only such text
+                plain = plain_value(event.id, envelope.source, data.TYPE, text, tenant, event.derivedfrom, raw)
+            else:
+                plain = b""
+            frames[at] = frame_of(value, raw, plain)
+            if record.headers:
+                headers[at] = _packed([(name, bytes(one or b"")) for name, one in record.headers])
             for name in _NAMED:
                 text = getattr(data, name, None)
                 if text is not None:
@@ -196,6 +264,8 @@ class Rows:
             "digest": digests,
             "size": sizes,
             "duplicate": duplicate,
+            "frame": frames,
+            "headers": headers,
             **{name: _texts(column) for name, column in texts.items()},
         }
         return batch

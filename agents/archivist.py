@@ -18,7 +18,6 @@ import shutil
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,10 +31,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streams.errors import PulsefoldError
-from streams.settings import Gets
 
 from . import scratch
-from .access import discover_partitions, security
+from .access import discover_partitions, folder_of, security
 from .archive_files import Place, Unusable
 from .archive_keeper import Keeper, line_of
 from .pipe import frame, read_frame
@@ -168,8 +166,11 @@ class Archivist:
             else:
                 got = await consumer.getmany(timeout_ms=500)
             n = 0
+            behind_gap = [tp for tp, records in got.items() if records[0].offset > keeper.tails[self.places[tp][0]].ends[self.places[tp][1]]]
+            starts = await consumer.beginning_offsets(behind_gap) if behind_gap else {}  # it may be control records alone
             for tp, records in got.items():
                 place = self.places[tp]
+                keeper.pass_over(place, min(starts.get(tp, 0), records[0].offset))
                 n += len(records)
                 if place in self.checks:
                     records = self._checked(place, records)
@@ -281,16 +282,6 @@ class Archivist:
 
             self.past = Past(self.settings, keeper.counts, Log(self.settings))
         return self.past.answer(keeper, tenant, params)
-
-
-def folder_of(settings: Gets, identities: Mapping[str, int]) -> Path:
-    """The archive's folder, as set, or beside `data_dir`, named after the log."""
-    get = settings.get
-    if get("archive_dir") is not None:
-        return Path(get("archive_dir")).expanduser()
-    base = get("data_dir") or Path(tempfile.gettempdir()) / f"pulsefold-{get('app_id')}"
-    log_name = zlib.crc32(repr((get("topic_prefix"), sorted(identities.items()))).encode())
-    return Path(base) / f"archive-{log_name:08x}"
 
 
 def _last_words(keeper: Keeper) -> None:

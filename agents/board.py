@@ -1,7 +1,8 @@
 """The alert board: every alert's standing, read back from the compacted alerts topic.
 
 A tombstone ends an alert that is long over. One that lands on an open alert (it was opened again while the tombstone was under way)
-would lose it to compaction: the board keeps the alert, and its owner publishes the message again.
+would lose it to compaction, and so would one of which a worker that slept repeats an earlier message: the board keeps the alert, and its
+owner publishes the newest message again.
 
 It is what the alert views show, what streams to subscribers, and what the merged rules remember, so a restart or a rebuild
 opens nothing twice. A twin (a message repeated after a crash, same id) is recognised and told once.
@@ -95,7 +96,9 @@ class Board:
         n_lost: messages that a slow subscriber could not take.
         n_odd: records of the topic that are no alert messages; whoever may write there may write anything.
         told: messages by tenant.
-        bereaved: open alerts whose last record is a tombstone.
+        bereaved: alerts whose last record on the topic is not what stands and would win compaction: a tombstone of an open one, or an earlier
+            message that a sleeper repeated.
+        fresh: alerts of which there was news since somebody looked and emptied it.
     """
 
     def __init__(self, recent: int = 1000) -> None:
@@ -103,6 +106,7 @@ class Board:
         self.recent: deque[dict[str, Any]] = deque(maxlen=recent)
         self.subscribers: set[Subscription] = set()
         self.bereaved: set[str] = set()
+        self.fresh: set[str] = set()
         self.n_messages = 0
         self.n_lost = 0
         self.n_odd = 0
@@ -137,12 +141,15 @@ class Board:
             entry = self.entries[name] = Entry(message, order, earlier=self._forgotten.pop(name, 0))
         elif message["id"] in entry.ids:
             entry.written_ms = max(entry.written_ms, written_ms)
+            if message["id"] != entry.message["id"]:
+                self.bereaved.add(name)
             return None
         entry.message, entry.order, entry.written_ms = message, order, written_ms
         for place in self._lists(entry):
             self._listed.setdefault(place, SortedList()).add((message["time"], order, name))
         entry.ids.add(message["id"])
         self.n_messages += 1
+        self.fresh.add(name)
         self.told[message["tenant"]] = self.told.get(message["tenant"], 0) + 1
         self.recent.append(message)
         for queue in self.subscribers:
@@ -164,6 +171,8 @@ class Board:
             return
         self._unlist(name, entry)
         del self.entries[name]
+        self.bereaved.discard(name)
+        self.fresh.discard(name)
         self._forgotten[name] = entry.earlier + len(entry.ids)  # ids of later messages must differ from the earlier ones'
         if len(self._forgotten) > FORGOTTEN:
             del self._forgotten[next(iter(self._forgotten))]

@@ -47,8 +47,9 @@ SCHEMA = "schema"
 """First part of the changelog key of what a generation is made of; the second is the generation."""
 SERVED = b"served|"
 """Changelog key of the record that says which generation serves; in partition 0 of the first source topic's changelog."""
-TOLD, BUILT = "told", "built"
-"""What a generation that is being built would have said of an alert; how far it is built where no row can tell. Followed by ``.GENERATION``."""
+TOLD, BUILT, SCORES = "told", "built", "scores"
+"""What a generation that is being built would have said of an alert; how far it is built where no row can tell; that its scores are to be published.
+Followed by ``.GENERATION``."""
 MARK = b""
 """In the place of an alert, while there is something to compare: that there is, at offset -1; then that it is done, at which offset."""
 AT = struct.Struct(">q")
@@ -66,11 +67,13 @@ class Served(msgspec.Struct, frozen=True):
         n: number of the decision; a later one wins over an earlier one that is written late.
         generation: it is folded, asked, and puts out.
         former: the one before it, set when the swap is made: rows of all others are then ended. None while another is being built.
+        ended: why `former`, which was being built, cannot be built to its end; None of every other decision.
     """
 
     n: int
     generation: str
     former: str | None = None
+    ended: str | None = None
 
 
 _served = msgspec.json.Decoder(Served).decode
@@ -145,6 +148,9 @@ class Shard:
         told: alert id -> what a generation said of it while it was built, until an owner has told what differs; empty otherwise.
         told_at: offset of the record of which it was said, -1 for the mark that it is to be compared.
         compared: offset at which an owner has told what differs, -1 where that is not done.
+        stands: alert id -> newest message of what stands by the rows here, followed by an owner after a swap (`agents.standings`); None elsewhere.
+        n_alerts: messages of alerts that were put out.
+        scores_due: scores that follow from the rows here are to be published, whether they changed or not, since others serve than before.
         built: records below this are in the rows of the generation that is being built, as its builder says.
         foreign: generation -> its rows as they are on the changelog, where `Core.gather` asks for them.
         late: generation -> what came behind a newer row of its key, to be repaired as in rule 7.
@@ -181,6 +187,9 @@ class Shard:
         self.told_at: dict[bytes, int] = {}
         self.untold: set[bytes] = set()
         self.compared = -1
+        self.stands: dict[bytes, bytes] | None = None
+        self.n_alerts = 0
+        self.scores_due = False
         self.built = 0
         self.foreign: dict[str, dict[bytes, bytes]] = {}
         self.late: dict[str, dict[bytes, bytes | None]] = {}
@@ -281,6 +290,7 @@ class Core:
         shard.goal = None
         shard.written = {}
         shard.entombed = set()
+        shard.stands = None
         shard.partition.window.forget()
 
     def differs(self, shard: Shard) -> bool:
@@ -359,6 +369,11 @@ class Core:
             for out in fresh if shard.told else ():
                 if out.topic == "alerts" and out.offset < bar and out.key is not None and out.value is not None:
                     self._tell(shard, out.key, out.value, out.offset)
+        for out in partition.outputs[before:]:
+            if out.topic == "alerts":
+                shard.n_alerts += 1
+                if shard.stands is not None and out.key is not None and out.value is not None:
+                    shard.stands[out.key] = out.value
         shard.next = end
         if not shard.dirty() and shard.flushing is None:
             shard.safe = end  # only control records, or records absorbed before
@@ -622,6 +637,8 @@ class Core:
             self._told(shard, parts[0].encode(), value)
         elif kind == BUILT and value is not None:
             shard.built = max(shard.built, int(value))
+        elif kind == SCORES and not shard.ready:
+            shard.scores_due = value is not None
 
     def _told(self, shard: Shard, alert: bytes, value: bytes | None) -> None:
         """What a generation said of an alert while it was built was read: of two, that of the higher offset is right, as with rows."""
@@ -727,6 +744,11 @@ class Core:
 def record_of(schema: Schema) -> bytes:
     """What is written of a generation: what it is a digest of, and the settings that it can be made again with."""
     return msgspec.json.encode({**schema.made_of, "given": schema.given})
+
+
+def scores_key(generation: str) -> bytes:
+    """Changelog key of what says that a generation's scores are to be published."""
+    return wire_key(f"{SCORES}.{generation}", "", ())
 
 
 def told_key(generation: str, alert: bytes) -> bytes:

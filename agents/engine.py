@@ -11,8 +11,10 @@ import gc
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -60,6 +62,7 @@ class EngineConfig:
         folds: False for a worker that only follows: it joins no group and publishes nothing.
         rebuild: fold anew where the tables on the changelog were made with other settings or versions.
         publishes: publish outputs, whoever is recorded as the app that does.
+        archive: the archive's folder, given the identities of the source topics and whether the broker is the embedded one; None where it has none.
     """
 
     bootstrap: str
@@ -73,6 +76,7 @@ class EngineConfig:
     publishes: bool = True
     folds: bool = True
     rebuild: bool = False
+    archive: Callable[[Mapping[str, int], bool], Path | None] = lambda identities, embedded: None
     security: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,6 +96,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         ready: the same, and there are tables to be asked.
         rebuild: the tables that are being built beside those that serve; None otherwise.
         rebuilt: what the last one came to.
+        archive: folder of the archive; None where there is none.
         held: nothing new is folded, because the tables are being swapped or this worker gives way.
         on_schema: told of the schema of other tables that serve from now on.
         board: the alerts.
@@ -132,6 +137,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.ready = False
         self.rebuild: Rebuild | None = None
         self.rebuilt: dict[str, Any] | None = None
+        self.archive: Path | None = None
         self.held = False
         self.on_schema: list[Callable[[Schema], None]] = []
         self._heeded: Served | None = None
@@ -193,6 +199,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             if embedded:
                 self.embedded = True
                 self.fetch_wait_ms = 3  # the mock cluster answers a waiting fetch at its end only
+            self.archive = self.config.archive(identities, embedded)
         if self.elect is not None:
             try:
                 self.publisher = await asyncio.to_thread(self.elect)
@@ -246,6 +253,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def on_stop(self) -> None:
         """Close the clients; the last flush was made when the partitions were given up."""
+        if self.rebuild is not None:
+            self.rebuild.close()
         closing = [client.stop for client in (self.follower, self.producer) if client is not None]
         if self._admin is not None:
             closing.append(self._admin.close)
@@ -324,6 +333,12 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         ends = await self.insist(lambda: self.follower.end_offsets(list(changelog.values())), "the changelogs' ends could not be read")
         starts = await self.insist(lambda: self.follower.beginning_offsets(sources), "the topics' starts could not be read")
         gone: dict[Shard, int] = {}
+        rebuild = self.rebuild
+        names = {tp: (shard.partition.topic, shard.partition.number) for tp, shard in zip(sources, shards, strict=True)}
+        begins = {names[tp]: start for tp, start in starts.items()}
+        if rebuild is not None:
+            with suppress(TopicProblem):  # the archive cannot be asked: where that matters, building tells
+                begins = await rebuild.begins(begins)
         for tp, shard, epoch in zip(tps, shards, epochs, strict=True):
             committed = await self.app.consumer._thread.committed_offset(tp)
             if self.shard(tp) is not shard and tp in self.app.consumer.assignment():
@@ -335,8 +350,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.log_starts[name] = starts[TopicPartition(tp.topic, tp.partition)]
             gone[shard] = shard.n_gone
             self.core.gained(*name, committed=committed, log_start=self.log_starts[name], changelog_end=ends[changelog[shard]])
-            if self.rebuild is not None and shard is self.core.shards[name]:
-                self.rebuild.gained(*name, self.log_starts[name], ends[changelog[shard]])
+            if self.rebuild is not None and self.rebuild is rebuild and shard is self.core.shards[name]:
+                self.rebuild.gained(*name, begins[name], ends[changelog[shard]])
         for tp, shard in zip(tps, shards, strict=True):
             if shard in gone:
                 self.add_future(self._await_ready(tp, shard, shard.epoch, gone[shard]))
@@ -502,6 +517,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                     try:
                         return await work()
                     except KafkaError as exc:
+                        if self.should_stop:  # the clients are closed: what is not done is found again by who comes next
+                            raise asyncio.CancelledError from exc
                         self.log.warning("%s, trying again: %r", failed, exc)
                         await asyncio.sleep(0.5)
         except TimeoutError:
@@ -621,8 +638,10 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 await self.decide(mine, former=next(iter(found.keys() - {mine})))  # a rebuild that was given up
             return
         given_up = served is not None and served.former is not None  # rows of all that do not serve are being ended
-        if not self.config.rebuild and (mine not in found or given_up):
+        ended = served.ended if served is not None and served.former == mine else None  # they were these
+        if not self.config.rebuild and ended is None and (mine not in found or given_up):
             raise other_tables(next(iter(self.core.shards.values())), found[serving])
+        begun = mine in found and not given_up
         if given_up and mine in found and self.config.folds:
             for shard in self.core.shards.values():
                 await self._end_rows(shard, lambda generation: generation == mine)
@@ -635,8 +654,18 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.core.rebuild = True
         former = remade(json.loads(found[serving]), serving, self.schema)
         rebuild = Rebuild(self, self.schema, self.partitions, self.core, serving, found[serving], beside=former is None)
-        await rebuild.check_starts()
-        if self.config.folds and (served is None or served.former is not None):
+        failed = None
+        try:
+            if ended is not None and not self.config.rebuild:
+                raise TopicProblem(ended)
+            await rebuild.check_starts()
+        except TopicProblem as problem:
+            if former is None or not (begun or ended):
+                raise  # it has not begun: whoever starts it is told at once
+            failed = str(problem)
+        if self.config.folds and failed is not None and ended is None:
+            await self.decide(serving, former=mine, ended=failed)
+        elif self.config.folds and failed is None and (served is None or served.former is not None):
             await self.decide(serving)
         if former is not None:
             self.partitions, self.core = self.made(former)
@@ -648,6 +677,9 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 rows.clear()
             self.use(former)
         self.by_changelog = self.places(self.core)
+        if failed is not None:
+            rebuild.end(failed)
+            return
         self.rebuild = rebuild
         rebuild.begin()
 
@@ -661,10 +693,15 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         for told in self.on_schema:
             told(schema)
 
-    async def decide(self, generation: str, former: str | None = None) -> None:
+    def ended(self, told: dict[str, Any]) -> None:
+        """Tables that were being built beside those that serve cannot be: go on without them."""
+        self.rebuild, self.rebuilt, self.held = None, told, False
+        self.log.error("%s; the tables of %s are not built any more, the former ones go on serving", told["error"], "; ".join(told["differs"]))
+
+    async def decide(self, generation: str, former: str | None = None, ended: str | None = None) -> None:
         """Write which tables serve; everybody who follows reads it, this worker too."""
         known = self.core.served
-        decided = Served(1 if known is None else known.n + 1, generation, former)
+        decided = Served(1 if known is None else known.n + 1, generation, former, ended)
         topic = next(iter(self.config.changelogs))
         await self.send(self.config.changelogs[topic], msgspec.json.encode(decided), key=SERVED, partition=0)
         for core in [self.core] if self.rebuild is None else [self.core, self.rebuild.core]:
@@ -710,6 +747,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         going_on = rebuild.plan.swap()
         self.partitions, self.core, self.by_changelog = rebuild.partitions, rebuild.core, rebuild.by_changelog
         self.rebuild, self.rebuilt = None, rebuild.ended()
+        rebuild.close()
         self._refused, self._gaps, self._promised, self._passed = set(), {}, {}, {}
         self.use(rebuild.schema)
         for topic, n in going_on:

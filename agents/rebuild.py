@@ -6,7 +6,9 @@ The rules this file keeps:
     answers nothing yet;
   * when each partition is built as far as the group has committed, one record says that the new generation serves. Each worker that
     reads it folds nothing more into the former rows, lets the new ones come as far, and swaps all of its tables at once;
-  * then an owner tells which alerts stand differently, and ends the former rows.
+  * then an owner tells which alerts stand differently, and ends the former rows;
+  * what the log has no longer is read from the archive, where that has all of it. Where neither has it, building ends, which is said and
+    recorded, and what serves goes on.
 
 How far may be built, and when it may serve, is decided in `agents.beside`.
 """
@@ -18,7 +20,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -26,11 +28,12 @@ from aiokafka.errors import KafkaError
 
 from streams.derive import time_text
 from streams.errors import ConfigError, PulsefoldError, TopicProblem
-from tables.partition import Partition, Schema
+from tables.partition import Partition, Record, Schema
 
 from .beside import Beside
 from .core import Core, Refusal, Served, Shard
 from .generations import differences
+from .head_reader import HeadReader
 from .seam import plain_records, positions
 
 if TYPE_CHECKING:
@@ -72,6 +75,8 @@ class Rebuild:
         self.by_changelog = engine.places(core)
         self.begun_at = time.time()
         self.starts: dict[tuple[str, int], int] = {}
+        self.log_starts: dict[tuple[str, int], int] = {}
+        self.head: HeadReader | None = None
         self._marks: deque[tuple[float, int]] = deque()
 
     # ---- what the engine tells
@@ -85,17 +90,31 @@ class Rebuild:
         engine = self.engine
         sources = {engine._source(shard): shard for shard in self.core.shards.values()}
         starts = await engine.insist(lambda: engine.follower.beginning_offsets(list(sources)), "the topics' starts could not be read")
-        self.starts = {name: starts[engine._source(shard)] for name, shard in self.core.shards.items()}
-        for tp, shard in sources.items():
-            if starts[tp] > shard.absorbed():
-                raise self.headless(shard, starts[tp])
+        found = {name: starts[engine._source(shard)] for name, shard in self.core.shards.items()}
+        self.starts = await self.begins(found)
+        for name, shard in self.core.shards.items():
+            if self.starts[name] > shard.absorbed():
+                raise await self.headless(shard, shard.absorbed())
 
-    def headless(self, shard: Shard, start: int) -> TopicProblem:
-        """The sentence for a log that cannot be folded from its start."""
-        name = f"{self.engine.full_names[shard.partition.topic]}/{shard.partition.number}"
+    async def begins(self, log_starts: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Offset from which on each partition can be folded, given where the brokers' logs begin."""
+        self.log_starts.update(log_starts)
+        found = dict(log_starts)
+        if self.engine.archive is None or not any(found.values()):
+            return found
+        if self.head is None:
+            self.head = HeadReader(self.engine.archive, prefix=self.engine.config.prefix, identities=self.engine.identities)
+        return {**found, **await self.head.begins({place: start for place, start in found.items() if start})}
+
+    async def headless(self, shard: Shard, at: int) -> TopicProblem:
+        """The sentence for a log that cannot be folded from an offset on."""
+        place = shard.partition.topic, shard.partition.number
+        start = self.log_starts[place]
+        begin, end, why = (at, start, "there is no archive") if self.head is None else await self.head.gap(place, at, start)
         return TopicProblem(
-            f"{name}: the log begins at offset {start}, what was before was removed (retention), so tables cannot be rebuilt from its start. The present ones "
-            f"are whole and stay as they are: set {', '.join(self.names)} back; or start with a new app_id, whose tables begin with what the log still has"
+            f"{self.engine.full_names[place[0]]}/{place[1]}: the log begins at offset {start}, what was before was removed (retention), and of offsets "
+            f"{begin} to {end - 1}: {why}; so tables cannot be rebuilt from offset {at}. The present ones are whole and stay as they are: set "
+            f"{', '.join(self.names)} back; or start with a new app_id, whose tables begin with what the log still has"
         )
 
     def begin(self) -> None:
@@ -112,7 +131,11 @@ class Rebuild:
         engine.add_future(self._judge())
 
     def gained(self, topic: str, number: int, log_start: int, changelog_end: int) -> None:
-        """A partition is ours: build it too."""
+        """A partition is ours: build it too.
+
+        Args:
+            log_start: offset from which on it can be folded, as `begins` says.
+        """
         self.core.gained(topic, number, committed=None, log_start=log_start, changelog_end=changelog_end, building=True)
 
     def followed(self, tp: TopicPartition, records: Iterable[tuple[bytes, bytes | None]], position: int) -> None:
@@ -126,9 +149,45 @@ class Rebuild:
             return
         if self.plan.swapping:
             self.engine.held = not self.beside
+        elif not self.beside and served is not None and (served.generation, served.former) == (self.plan.serving, self.schema.generation) and served.ended:
+            self.end(served.ended)
         else:
             problem = ConfigError(", ".join(self.names), "another worker was started to serve other tables, so those of these settings are not built any more")
             self.engine.add_future(self.engine.crash(problem))
+
+    async def give_up(self, why: TopicProblem) -> None:
+        """What is to be folded is nowhere any more: end the build, for every worker, and serve on by the former tables.
+
+        Only the workers whose code made those can; and once others serve, they cannot be taken back.
+        """
+        if self.beside or self.plan.swapping:
+            await self.engine.crash(why)
+            return
+        self.plan.over = True
+        if self.engine.rebuild is not self:
+            return
+        try:
+            await self.engine.decide(self.plan.serving, former=self.schema.generation, ended=str(why))
+        except Exception as failed:  # no broker takes it
+            await self.engine.crash(failed)
+        else:
+            self.end(str(why))
+
+    def end(self, why: str) -> None:
+        """It is recorded that the build is over: go on without it. The rows that it made get tombstones."""
+        self.plan.over = True
+        self.engine.ended(self.told(why))
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        if self.head is not None:
+            self.head.close()
+
+    def told(self, why: str) -> dict[str, Any]:
+        """What is told of a build that ended before it was done."""
+        found = {name: value for name, value in self.progress().items() if name in ("serving", "building", "differs", "since", "folded", "to_fold")}
+        return {"state": "failed", **found, "error": why, "ended": time_text(int(time.time() * 1e6))}
 
     # ---- building
 
@@ -153,21 +212,27 @@ class Rebuild:
             while not (self.plan.over or engine.should_stop or engine._dead or engine.rebuild is not self):
                 headless = next((shard for shard in self.core.shards.values() if shard.headless), None)
                 if headless is not None:
-                    raise self.headless(headless, headless.log_start)
+                    raise await self.headless(headless, headless.next)
                 wanted = {
                     tp: shard
                     for tp, shard in tps.items()
                     if shard.ready and shard.next < self.plan.bound(shard) and shard.next - (shard.safe if shard.safe is not None else 0) < MOST_UNWRITTEN
                 }
+                from_archive = [shard for shard in wanted.values() if shard.next < self._log_start(shard)]
+                wanted = {tp: shard for tp, shard in wanted.items() if shard not in from_archive}
                 consumer.pause(*(tps.keys() - wanted.keys()))
                 consumer.resume(*wanted)
+                for shard in from_archive:
+                    await self._read(shard)
                 if wanted:
                     await self._fetch(consumer, wanted)
-                else:
+                elif not from_archive:
                     if any(shard.dirty() for shard in self.core.shards.values()):
                         engine._wake.set()
                     await self._say_built()
                     await asyncio.sleep(0.02)
+        except TopicProblem as exc:
+            await self.give_up(exc)
         except KafkaError as exc:
             await engine.crash(exc)
         except PulsefoldError as exc:
@@ -176,6 +241,47 @@ class Rebuild:
             await engine.crash(bug)
         finally:
             await consumer.stop()
+
+    def _log_start(self, shard: Shard) -> int:
+        return self.log_starts.get((shard.partition.topic, shard.partition.number), 0)
+
+    async def _read(self, shard: Shard) -> None:
+        """Fold what the archive has of a partition's head: some thousand records."""
+        place, epoch, start = (shard.partition.topic, shard.partition.number), shard.epoch, shard.next
+        head = self.head
+        if head is None:
+            raise await self.headless(shard, start)
+        records, end = await head.read(place, start)
+        end = min(end, self._log_start(shard), self.plan.bound(shard))
+        records = [record for record in records if record.offset < end]
+        for at in range(0, len(records), MOST_AT_ONCE) or (0,):
+            part = records[at : at + MOST_AT_ONCE]
+            upto = part[-1].offset + 1 if at + MOST_AT_ONCE < len(records) else end
+            if shard.epoch != epoch or shard.next != start or upto <= start:
+                return  # it is read again, from where it is built
+            await self._absorb(shard, epoch, start, upto, part)
+            start = upto
+
+    async def _absorb(self, shard: Shard, epoch: int, start: int, end: int, records: Sequence[Record]) -> None:
+        begun = time.monotonic()
+        found = self.plan.fold(shard, epoch, start, end, records)
+        if found is not None and not isinstance(found, Refusal):  # else it is fetched again, from where it is built
+            self.engine._wake.set()
+            if self.beside:
+                self.engine._absorbed_at = time.monotonic()
+        await asyncio.sleep(min(0.05, time.monotonic() - begun))  # what serves has at least half of the time
+
+    async def _passed(self, shard: Shard, log_start: int) -> None:
+        """The log begins behind what is to be folded next.
+
+        Raises:
+            TopicProblem: nor has the archive what is missing.
+        """
+        place = shard.partition.topic, shard.partition.number
+        begins = await self.begins({place: log_start})
+        if begins[place] > shard.next:
+            raise await self.headless(shard, shard.next)
+        log.warning("%s/%s: the log begins at offset %s now; what is before is read from the archive", self.engine.full_names[place[0]], place[1], log_start)
 
     async def _fetch(self, consumer: AIOKafkaConsumer, wanted: dict[TopicPartition, Shard]) -> None:
         at = positions(consumer, wanted)
@@ -186,18 +292,12 @@ class Rebuild:
         epochs = {tp: shard.epoch for tp, shard in wanted.items()}
         plain_records(consumer._fetcher)
         got = await consumer.getmany(*wanted, timeout_ms=100)
-        begun = time.monotonic()
         for tp, end in positions(consumer, wanted).items():
             shard, start, records = wanted[tp], before.get(tp, end), got.get(tp, [])
-            if records and start < records[0].offset < self.plan.bound(shard) and start < (first := (await consumer.beginning_offsets([tp]))[tp]):
-                raise self.headless(shard, first)
-            found = self.plan.fold(shard, epochs[tp], start, end, records)
-            if found is None or isinstance(found, Refusal):
-                continue  # it is fetched again, from where it is built
-            self.engine._wake.set()
-            if self.beside:
-                self.engine._absorbed_at = time.monotonic()
-        await asyncio.sleep(min(0.05, time.monotonic() - begun))  # what serves has at least half of the time
+            if (records[0].offset if records else end) > start and start < (first := (await consumer.beginning_offsets([tp]))[tp]):
+                await self._passed(shard, first)
+            else:
+                await self._absorb(shard, epochs[tp], start, end, records)
 
     async def _say_built(self) -> None:
         """Where the last records of the log are none of ours (control records), no row tells that it is built to its end."""

@@ -25,9 +25,8 @@ from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.partition import CLEARED, WATERMARK, Logged
 from tables.rows import parse_wire_key
 
-from .access import discover_partitions, security
+from .access import discover_partitions, folder_of, security
 from .archive_files import NAME
-from .archivist import folder_of
 from .past_log import Log
 
 NAME_ONLY = (WATERMARK.name, CLEARED.name)
@@ -181,9 +180,13 @@ def _in_files(database: duckdb.DuckDBPyConnection, folder: Path, sought: Sought)
 
 def _in_rows(database: duckdb.DuckDBPyConnection, file: Path, sought: Sought) -> tuple[int, bool]:
     """Rows of the tenant or with a text, and whether the notes of what was cleared have its name, in a file of the archive's columns."""
-    row = "concat_ws(chr(10), *COLUMNS(* EXCLUDE tags), array_to_string(tags, chr(10)))"  # of a row as one text, quotes would be escaped
-    where = " OR ".join(["tenant = $tenant", *(f"contains({row}, $text{n})" for n in range(len(sought.texts)))])
+    # a row as one text: quotes in a list would be escaped
+    row = "concat_ws(chr(10), *COLUMNS(* EXCLUDE (tags, frame, headers)), array_to_string(tags, chr(10)))"
+    raw = "concat_ws('-', hex(frame), hex(headers))"
+    n_texts = range(len(sought.texts))
+    where = " OR ".join(["tenant = $tenant", *(f"contains({row}, $text{n}) OR contains({raw}, $hex{n})" for n in n_texts)])
     params = {"path": str(file), "tenant": sought.tenant, **{f"text{n}": text.decode("utf-8", "replace") for n, text in enumerate(sought.texts)}}
+    params |= {f"hex{n}": text.hex().upper() for n, text in enumerate(sought.texts)}
     n = database.execute(f"SELECT count(*) FROM read_parquet($path) AS files WHERE {where}", params).fetchall()[0][0]  # noqa: S608 - bound
     asked = "SELECT decode(value) FROM parquet_kv_metadata($path) WHERE decode(key) = 'pulsefold'"
     notes = "".join(note for (note,) in database.execute(asked, {"path": str(file)}).fetchall())

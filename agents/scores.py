@@ -2,7 +2,8 @@
 
 The owner of partition crc32(subject) mod P of the rows' topic publishes. The id is made of the newest record that changed the
 subject, so two owners of a moment give twins; a restart tells nothing that has not changed since. Where a tenant was cleared, what the
-topic says of subjects that are no more ends with tombstones.
+topic says of subjects that are no more ends with tombstones. Where tables of other settings or versions serve from now on, every subject is
+told once, quiet ones too: a mark on the changelog (`agents.core`, `SCORES`) says that it is to be done, and goes when it was.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tables.partition import CLEARED
 from tables.reader import PartitionReader
 from tables.rows import Row, unescape
 
-from .core import Shard
+from .core import Shard, scores_key
 
 INTERVAL_S = 5.0
 MOST_PAUSE_S = 60.0
@@ -77,6 +78,8 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
                 due, self.due[one.kind] = self.due[one.kind], set()
                 if self.engine.ready and self.engine.publishes:
                     await self.engine.insist(partial(self._publish, one, sorted(due)), f"{self.topic}: scores could not be written")
+            if self.engine.ready and self.engine.publishes:
+                await self._again()
             if self.engine.ready and self.engine.publishes and self.scored and time.monotonic() >= self.again_at:
                 await self._try_to_forget()
 
@@ -93,6 +96,21 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             if self.pause_s:
                 self.log.warning("scores of what was cleared are ended")
             self.pause_s = 0.0
+
+    async def _again(self) -> None:
+        """Tell of every subject whose home is a partition from which other tables serve than before."""
+        engine = self.engine
+        due = {shard: shard.epoch for shard in engine.core.shards.values() if shard.ready and shard.scores_due}
+        for one in self.scored if due else ():
+            homes = {shard.partition.number for shard in due if shard.partition.topic == one.topic}
+            found = {(tenant, key) for p in engine.partitions[one.topic] for tenant, rows in p.spaces[one.table.index].items() for key in rows}
+            chosen = sorted((tenant, key) for tenant, key in found if zlib.crc32(encode_key(*key)) % engine.counts[one.topic] in homes)
+            await engine.insist(partial(self._publish, one, chosen), f"{self.topic}: scores could not be written")
+        for shard, epoch in due.items():
+            if shard.epoch == epoch and engine.core.shards.get((shard.partition.topic, shard.partition.number)) is shard:
+                partition = shard.partition
+                await engine.send(engine.config.changelogs[partition.topic], None, key=scores_key(partition.schema.generation), partition=partition.number)
+                shard.scores_due = False
 
     async def _forget(self) -> None:
         """End what the topic says of subjects of cleared tenants, where there is no row of them any more.
@@ -162,6 +180,8 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
     async def _publish(self, one: Scored, due: list[tuple[str, tuple[str, ...]]]) -> None:
         engine = self.engine
         count = engine.counts[one.topic]
+        served = engine.core.served
+        swap = "" if served is None or served.former is None else f"-{served.n}"  # by other tables the same record gives other figures
         sent = []
         for done, (tenant, key) in enumerate(due):
             home = engine.core.shards[(one.topic, zlib.crc32(encode_key(*key)) % count)]
@@ -171,7 +191,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
                 as_of = reader.as_of()
                 if event is not None and as_of is not None:
                     place = max((row.applied, p.number) for p in engine.partitions[one.topic] if (row := p.spaces[one.table.index].get(tenant, {}).get(key)))
-                    id = derived_id("scores", tenant, f"{one.kind}-{place[1]}-{place[0]}", event.TYPE, key[0])
+                    id = derived_id("scores", tenant, f"{one.kind}-{place[1]}-{place[0]}{swap}", event.TYPE, key[0])
                     data = msgspec.to_builtins(event)
                     value = event_bytes(type=event.TYPE, id=id, source=f"pulsefold/{engine.config.app_id}", time_us=as_of, tenant=tenant, data=data)
                     sent.append(await engine.producer.send(self.topic, value, key=encode_key(tenant, one.kind, key[0])))

@@ -110,7 +110,7 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
 
 
 def rebuild(engine: Any) -> dict[str, Any] | None:
-    """Tables that are built beside those that serve, or what the last rebuild of this process came to; None where there was none."""
+    """Tables that are built beside those that serve, or what the last one of this process came to; None where there was none."""
     return engine.rebuilt if engine.rebuild is None else engine.rebuild.progress()  # type: ignore[no-any-return]  # the engine is untyped here
 
 
@@ -199,6 +199,8 @@ class _Worker(Collector):
         yield GaugeMetricFamily("pulsefold_rebuilding", "1 while tables are built beside those that serve.", value=int(engine.rebuild is not None))
         yield GaugeMetricFamily("pulsefold_rebuild_folded_records", "Records folded into the tables that are built.", value=told["folded"])
         yield GaugeMetricFamily("pulsefold_rebuild_records", "Records to fold into them.", value=told["to_fold"])
+        failed = engine.rebuild is None and engine.rebuilt is not None and engine.rebuilt["state"] == "failed"
+        yield GaugeMetricFamily("pulsefold_rebuild_failed", "1 after a build that could not be done; the former tables serve.", value=int(failed))
         for name, n in engine.n.items():
             yield CounterMetricFamily(f"pulsefold_engine_{name}", f"Engine: {name.replace('_', ' ')}.", value=n)
         yield CounterMetricFamily("pulsefold_alert_messages", "Alert messages read.", value=engine.board.n_messages)

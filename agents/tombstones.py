@@ -3,7 +3,7 @@
 Not thirty days of event time: the alerts of a history that is published late would end before anybody has seen them.
 
 The owner of an alert is the owner of the partition that its evidence names. It also mends what a tombstone took that it should not
-have: an alert that was opened again while the tombstone was under way is published once more, with the same id. What a tenant
+have, and what a sleeper has repeated over it: the newest message of such an alert is published once more, with the same id. What a tenant
 that was cleared has left on the topic ends at once.
 """
 

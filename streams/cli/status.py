@@ -37,6 +37,8 @@ def lines(body: dict[str, Any]) -> list[str]:
         return found
     if told["state"] == "swapped":
         return [*found, f"rebuilt: generation {told['serving']} serves since {told['swapped']}, in place of {told['former']} ({'; '.join(told['differs'])})"]
+    if told["state"] == "failed":
+        return [*found, f"not rebuilt ({'; '.join(told['differs'])}): {told['error']}"]
     end = "" if told["estimated_end"] is None else f", done about {told['estimated_end']}"
     if "folded" not in told:
         return [*found, f"the tables are being rebuilt; {told['served_by']} with the former ones answer{end}"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -22,6 +24,7 @@ from .test_service import post
 
 PRIOR = {"PULSEFOLD_TRUST_PRIOR": '{"": [3, 1]}', "PULSEFOLD_BUDGET_DAILY_USD": "20"}
 KEYS = [f"m{n}" for n in range(20)]
+START = "2026-03-02T00:00:00Z"
 SLOW = ("tests.kafka.faults", "building:0.8")
 
 
@@ -35,6 +38,11 @@ def priors(worker: WorkerProcess) -> set[float]:
     """Which prior the trust of each key was folded from: alpha without the successes."""
     found = worker.get("/trust", kind="model", ids=",".join(KEYS), at="2026-03-02T00:00:00Z")
     return {round(one["alpha"] - one["observations"], 6) for key, one in found.items() if key in KEYS}
+
+
+def scores(broker: EmbeddedBroker) -> list[dict[str, Any]]:
+    """What the topic tells of an agent, in its order."""
+    return [message for message, _ in read(broker.bootstrap, "pulsefold.scores") if message["type"] == "agent.scored.v1"]
 
 
 @contextmanager
@@ -74,7 +82,8 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
         for n, amount in enumerate((9, 7)):
             post(before, {"id": f"c{n}", "source": "t", "type": "cost.incurred.v1", "time": f"2026-03-02T00:00:0{n}Z", "data": {"cost": amount}})
         post(before, {**observed("bad", 1), "type": "goal.progressed.v1", "data": {"goal_id": "g", "current": 1}})
-        before.until(lambda: before.absorbed(1503))
+        post(before, {"id": "x", "source": "t", "type": "agent.registered.v1", "time": START, "data": {"agent": "x", "capabilities": []}})
+        before.until(lambda: before.absorbed(1504) and len(scores(embedded)) == 1)
         assert priors(before) == {1.0}
         before.stop()
         alerts, letters = read(embedded.bootstrap, "pulsefold.alerts"), read(embedded.bootstrap, "pulsefold.dead-letters")
@@ -105,7 +114,7 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
             after.until(lambda: answers[-1:] == [{3.0}])
         assert answers in ([{1.0}, {3.0}], [{3.0}]), "at once for all partitions"
         feed(after, "c", 1)
-        after.until(lambda: after.absorbed(1563))
+        after.until(lambda: after.absorbed(1564))
         assert after.get("/trust/model/m3")["observations"] == 78 and priors(after) == {3.0}
         after.until(lambda: len(generations(embedded)) == 1, 30)
         assert not any(key.partition(b"|")[2].startswith(b"told") and value is not None for key, value in last(embedded).items())
@@ -115,6 +124,11 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
             ("alert.eased.v1", "cost.daily", "settings_changed")
         ]
         assert len({m["id"] for m, _ in read(embedded.bootstrap, "pulsefold.alerts")}) == len(alerts) + len(fresh), "none twice"
+        after.until(lambda: len(scores(embedded)) > 1, 20)
+        quiet = scores(embedded)
+        assert [one["data"]["score"]["trust"] for one in quiet] == [0.5, 0.75] and quiet[0]["id"] != quiet[1]["id"], "of whom nothing was told since"
+        marks = [key for key, value in last(embedded).items() if key.partition(b"|")[2].startswith(b"scores.") and value is not None]
+        after.until(lambda: not marks or not [key for key, value in last(embedded).items() if key in marks and value is not None], 20)
         assert after.stop() == 0
         replay = pulsefold("replay", "--bootstrap", embedded.bootstrap, "--partitions", "4", env=PRIOR)
         assert replay.returncode == 0, replay
@@ -154,24 +168,80 @@ def test_another_version_of_the_code_builds_beside_workers_that_serve_which_give
         after.stop()
 
 
-@pytest.mark.timeout(200)
-def test_a_log_whose_start_is_gone_is_no_ground_for_a_rebuild(embedded: EmbeddedBroker, tmp_path: Path) -> None:
-    before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
+def behead(broker: EmbeddedBroker, worker: WorkerProcess, absorbed: int) -> None:
+    """Let the embedded broker drop the head of a partition, which it does after 5 MiB; the worker folds everything meanwhile."""
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.max.bytes": 2_000_000})
+    for n in range(8):
+        body = f'{{"specversion":"1.0","id":"big{n}","source":"t","type":"custom.recorded.v1","data":{{"name":"n","fields":{{"x":"{"y" * 900_000}"}}}}}}'
+        producer.produce("pulsefold.judgments", body.encode(), b"default", partition=0)
+        assert producer.flush(30) == 0
+        worker.until(lambda n=n: worker.absorbed(absorbed + n + 1) and worker.get("/status")["archive"].get("lag", 0) == 0, 30)
+
+
+@pytest.mark.timeout(280)
+def test_a_log_whose_start_is_gone_is_built_from_the_archive_where_that_has_it_and_else_refused(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, archive_dir=tmp_path / "kept")
     after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, environment=PRIOR, rebuild="on")
     try:
         before.start()
-        feed(before, "a", 1)
-        producer = Producer({"bootstrap.servers": embedded.bootstrap, "message.max.bytes": 2_000_000})
-        for n in range(8):  # the embedded broker drops the head of a partition after 5 MiB
-            body = f'{{"specversion":"1.0","id":"big{n}","source":"t","type":"custom.recorded.v1","data":{{"name":"n","fields":{{"x":"{"y" * 900_000}"}}}}}}'
-            producer.produce("pulsefold.judgments", body.encode(), b"default", partition=0)
-            assert producer.flush(30) == 0
-            before.until(lambda n=n: before.absorbed(20 + n + 1), 30)
+        feed(before, "a", 3)
+        post(before, {**observed("bad", 1), "type": "goal.progressed.v1", "data": {"goal_id": "g", "current": 1}})
+        feed(before, "a", 1)  # once more
+        before.until(lambda: before.get("/status")["archive"].get("lag") == 0, 30)
+        behead(embedded, before, 81)
+        counts = before.get("/status")["counts"]
+        assert (counts["duplicate"], counts["dead_lettered"]) == (20, 1)
         before.stop()
         said = refused(after)
-        assert "pulsefold.judgments/0: the log begins at offset" in said and "prior" in said and "app_id" in said
+        assert "pulsefold.judgments/0: the log begins at offset" in said and "of offsets 0 to" in said and "no archive" in said and "prior" in said
+        assert len(generations(embedded)) == 1
+        after.settings["archive_dir"] = tmp_path / "kept"
+        after.start()
+        after.until(rebuilding(after, "swapped"), 60)
+        assert priors(after) == {3.0} and after.get("/trust/model/m3")["observations"] == 3
+        assert after.get("/status")["counts"] == counts
+        feed(after, "b", 1)
+        after.until(lambda: after.get("/trust/model/m3")["observations"] == 4, 30)
+    finally:
+        before.stop()
+        after.stop()
+
+
+@pytest.mark.timeout(280)
+def test_where_the_log_loses_its_start_while_it_is_built_the_build_ends_with_a_sentence_and_the_former_tables_serve_on(
+    embedded: EmbeddedBroker, tmp_path: Path
+) -> None:
+    before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
+    after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, environment=PRIOR, rebuild="on")
+    after.module = SLOW
+    try:
         before.start()
-        assert priors(before) == {1.0}
+        feed(before, "a", 60)
+        before.until(lambda: before.absorbed(1200))
+        before.stop()
+        after.start()
+        after.until(rebuilding(after), 10)
+        with watched(after) as answers:
+            behead(embedded, after, 1200)
+            after.until(rebuilding(after, "failed"), 60)
+            feed(after, "b", 1)
+            after.until(lambda: after.get("/trust/model/m3")["observations"] == 61, 20)
+        assert answers == [{1.0}]
+        told = after.get("/status")["rebuild"]["error"]
+        assert "pulsefold.judgments/0: the log begins at offset" in told and "prior" in told
+        assert told in after.log.read_text()
+        text = pulsefold("status", "--url", f"http://127.0.0.1:{after.port}").stdout
+        assert "not rebuilt" in text and told in text
+        with urllib.request.urlopen(f"http://127.0.0.1:{after.port}/metrics", timeout=20) as metrics:
+            assert b"\npulsefold_rebuild_failed 1.0" in metrics.read()
+        after.until(lambda: len(generations(embedded)) == 1, 30)
+        after.kill()
+        del after.settings["rebuild"]
+        after.start()  # as its supervisor would
+        assert rebuilding(after, "failed")() and priors(after) == {1.0}
+        assert after.stop() == 0
+        before.start()
+        assert before.get("/status")["rebuild"] is None and before.get("/trust/model/m3")["observations"] == 61
     finally:
         before.stop()
         after.stop()

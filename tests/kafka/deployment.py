@@ -95,9 +95,9 @@ class Deployment:
 
     # ---- what the broker says
 
-    def on(self, topic: str) -> list[tuple[str, dict[str, Any]]]:
-        """Every record of a topic now as (key, JSON body)."""
-        return [((message.key() or b"").decode(), json.loads(message.value() or b"null")) for message in self._read(topic)]
+    def on(self, topic: str, only: bytes | None = None) -> list[tuple[str, dict[str, Any]]]:
+        """Every record of a topic now as (key, JSON body); of a changelog, where rows are no JSON, those of one key."""
+        return [((message.key() or b"").decode(), json.loads(message.value() or b"null")) for message in self._read(topic) if only in (None, message.key())]
 
     def _read(self, topic: str) -> Iterator[Message]:
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "reader", "enable.partition.eof": True, "log_level": 0})

@@ -6,6 +6,7 @@ The product knows nothing of this: the classes are changed here, in the worker's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -82,6 +83,63 @@ def building(seconds: str) -> None:
     rebuild.Rebuild._fetch = slow  # type: ignore[method-assign]  # that is the fault
 
 
+def gated(file: str) -> None:
+    """Nothing is built beside what serves until the file is there."""
+    fetch = rebuild.Rebuild._fetch
+
+    async def waiting(self: rebuild.Rebuild, *words: Any) -> None:
+        if os.path.exists(file):  # noqa: ASYNC240 - nobody waits for it
+            await fetch(self, *words)
+        else:
+            await asyncio.sleep(0.05)
+
+    rebuild.Rebuild._fetch = waiting  # type: ignore[method-assign]  # that is the fault
+
+
+def holding(topic: str) -> None:
+    """On SIGHUP the process stops itself (SIGSTOP) with records of an output topic in its hands, just before it would send them."""
+    asked = []
+    signal.signal(signal.SIGHUP, lambda *_: asked.append(True))
+    publish = engine.Engine._publish
+
+    async def held(self: engine.Engine, outputs: Any) -> None:
+        if asked and any(out.topic == topic for out in outputs):
+            asked.clear()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        await publish(self, outputs)
+
+    engine.Engine._publish = held  # type: ignore[method-assign]  # that is the fault
+
+
+def dying(folder: str) -> None:
+    """Killed once, whichever worker comes there first: behind the decision that other tables serve, behind the swap, and behind the first
+    tombstone of what they would have told; files in the folder say which has been."""
+
+    def once(name: str) -> None:
+        with contextlib.suppress(FileExistsError):
+            (Path(folder) / name).touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    decide, swap, send = engine.Engine.decide, engine.Engine.swap, engine.Engine.send
+
+    async def decided(self: engine.Engine, generation: str, former: str | None = None, ended: str | None = None) -> None:
+        await decide(self, generation, former, ended)
+        if former is not None:
+            once("decided")
+
+    async def swapped(self: engine.Engine) -> None:
+        await swap(self)
+        once("swapped")
+
+    async def sent(self: engine.Engine, topic: str, value: bytes | None, **words: Any) -> Any:
+        found = await send(self, topic, value, **words)
+        if value is None and words["key"].startswith(b"told."):
+            once("told")
+        return found
+
+    engine.Engine.decide, engine.Engine.swap, engine.Engine.send = decided, swapped, sent  # type: ignore[method-assign]  # that is the fault
+
+
 def newer(name: str) -> None:
     """Code in which a table has the next version."""
     folds = registry.folds
@@ -103,6 +161,9 @@ if __name__ == "__main__":
         "hasty": lambda retry_s: hasty(int(retry_s)),
         "raising": raising,
         "building": building,
+        "dying": dying,
+        "gated": gated,
+        "holding": holding,
         "newer": newer,
     }
     for one in sys.argv[1].split(","):

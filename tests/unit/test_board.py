@@ -99,3 +99,15 @@ def test_pages_of_alerts_join_to_the_whole_list_and_a_cursor_of_another_list_is_
             cursor, pages = reply["cursor"], pages + 1
         assert found == truth and pages == -(-len(truth) // 7) > 2
         assert service.ask(f"/api/v1/alerts?{query}&cursor={other}").status == 400
+
+
+def test_an_earlier_message_that_a_sleeper_repeats_changes_nothing_and_the_newest_is_told_again() -> None:
+    board = Board()
+    read(board, message("opened", "1"), message("resolved", "2"))
+    with board.subscribe() as told:
+        read(board, message("opened", "1"))
+        assert told.empty() and board.bereaved == {"a"} and not board.entries["a"].open
+    read(board, message("resolved", "2"))
+    assert not board.bereaved and board.standing("a")[1] == 2
+    read(board, message("opened", "1"), None)
+    assert board.entries == {} and not board.bereaved, "it was ended meanwhile"

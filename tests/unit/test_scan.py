@@ -45,10 +45,10 @@ def test_the_text_says_whether_anything_is_live() -> None:
 def test_a_text_with_quotes_and_backslashes_is_found_in_every_column_of_the_archive(tmp_path: Path) -> None:
     columns = {name: f"NULL::{kind}" for name, kind, _ in COLUMNS} | {"tenant": "'acme'"}
     text = "O'Brien\\x"
-    for n, (name, given) in enumerate({"key": "$text", "data": "$text", "tags": "[$text, 'b']"}.items()):
+    for n, (name, given) in enumerate({"key": "$text", "data": "$text", "tags": "[$text, 'b']", "frame": "encode($text)", "headers": "encode($text)"}.items()):
         row = ", ".join(f'{made} AS "{column}"' for column, made in (columns | {name: given}).items())
         duckdb.sql(f"SELECT {row}", params={"text": f"a {text} b"}).write_parquet(str(tmp_path / f"costs-0-{n}-{n}.parquet"))
-    assert in_archive(tmp_path, Sought("nobody", (text.encode(),))).live == 3
+    assert in_archive(tmp_path, Sought("nobody", (text.encode(),))).live == 5
     assert in_archive(tmp_path, Sought("nobody", (b"O'Brian",))).live == 0
 
 

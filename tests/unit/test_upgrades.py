@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from agents.core import SERVED, Core, Served, Shard, record_of
+from agents.core import SERVED, Core, Served, Shard, record_of, scores_key
 from agents.generations import remade
+from agents.rebuild import Rebuild
 from agents.registry import FOLD_SETTINGS, schema
 from agents.status import counts
 from streams.settings import load
@@ -172,6 +175,79 @@ def test_a_log_without_its_start_is_not_built() -> None:
     core = Core([Partition("costs", 0, made(**NEW))], rebuild=True)
     shard = core.gained("costs", 0, committed=None, log_start=5, changelog_end=0, building=True)
     assert shard.headless and not shard.ready
+
+
+def test_after_a_swap_an_owner_knows_the_newest_message_of_each_alert_that_it_put_out() -> None:
+    log = log_of([3.0] * 10)
+    core = Core([Partition("costs", 0, made(**NEW))])
+    shard = core.gained("costs", 0, committed=None, log_start=0, changelog_end=0)
+    core.chunk(shard, shard.epoch, 0, 5, log[:5])
+    assert shard.n_alerts and shard.stands is None, "nobody asked for it"
+    shard.stands = {}
+    n, m = shard.n_alerts, len(shard.partition.outputs)
+    core.chunk(shard, shard.epoch, 5, 11, log[5:])
+    fresh = [out for out in shard.partition.outputs[m:] if out.topic == "alerts"]
+    assert fresh and shard.stands == {out.key: out.value for out in fresh} and shard.n_alerts == n + len(fresh)
+    core.lost("costs", 0)
+    assert shard.stands is None, "it is another worker's now"
+
+
+def test_the_mark_that_scores_are_due_comes_to_who_gets_the_partition_and_goes_with_its_tombstone() -> None:
+    schema = made(**NEW)
+    core = Core([Partition("costs", 0, schema)])
+    shard = core.shards[("costs", 0)]
+    core.followed(shard, [(scores_key(schema.generation), b"due")], 1)
+    assert shard.scores_due and not shard.generations
+    core.followed(shard, [(scores_key(schema.generation), None)], 2)
+    assert not shard.scores_due
+    core.gained("costs", 0, committed=None, log_start=0, changelog_end=2)
+    shard.scores_due = True
+    core.followed(shard, [(scores_key(schema.generation), None)], 3)
+    assert shard.scores_due, "an owner knows better"
+
+
+class Host:
+    """What a build needs of the engine to be told of decisions."""
+
+    def __init__(self) -> None:
+        self.schema = made(**OLD)
+        self.core = Core([Partition("costs", 0, self.schema)])
+        self.config = SimpleNamespace(prefix="p.")
+        self.told: list[dict[str, Any]] = []
+        self.crashed: list[BaseException] = []
+
+    def places(self, core: Core) -> dict[Any, Shard]:
+        return {}
+
+    def ended(self, told: dict[str, Any]) -> None:
+        self.told.append(told)
+
+    async def crash(self, reason: BaseException) -> None:
+        self.crashed.append(reason)
+
+    def add_future(self, work: Any) -> None:
+        asyncio.run(work)
+
+
+def test_a_worker_that_reads_that_its_build_cannot_be_done_serves_on_and_one_that_reads_of_other_tables_stops() -> None:
+    for beside in (False, True):
+        host = Host()
+        schema = made(**NEW)
+        build = Rebuild(host, schema, {}, Core([Partition("costs", 0, schema)]), host.schema.generation, record_of(host.schema), beside=beside)  # type: ignore[arg-type]
+        build.known = Served(1, host.schema.generation)
+        build.heed(build.known)
+        build.heed(Served(2, host.schema.generation, schema.generation, "the log begins at 7"))
+        assert build.over
+        if beside:
+            assert not host.told and host.crashed, "its tables are not this code's"
+        else:
+            assert not host.crashed
+            assert [(told["state"], told["error"], told["building"]) for told in host.told] == [("failed", "the log begins at 7", schema.generation)]
+            assert any("budget_daily_usd" in one for one in host.told[0]["differs"])
+    host = Host()
+    build = Rebuild(host, schema, {}, Core([Partition("costs", 0, schema)]), host.schema.generation, record_of(host.schema), beside=False)  # type: ignore[arg-type]
+    build.heed(Served(2, host.schema.generation, schema.generation))
+    assert host.crashed and not host.told, "somebody has set the settings back"
 
 
 def test_the_last_decision_wins_and_an_earlier_one_that_is_written_late_is_noticed() -> None:
