@@ -234,10 +234,10 @@ def test_a_worker_that_reads_that_its_build_cannot_be_done_serves_on_and_one_tha
         host = Host()
         schema = made(**NEW)
         build = Rebuild(host, schema, {}, Core([Partition("costs", 0, schema)]), host.schema.generation, record_of(host.schema), beside=beside)  # type: ignore[arg-type]
-        build.known = Served(1, host.schema.generation)
-        build.heed(build.known)
+        build.plan.known = Served(1, host.schema.generation)
+        build.heed(build.plan.known)
         build.heed(Served(2, host.schema.generation, schema.generation, "the log begins at 7"))
-        assert build.over
+        assert build.plan.over
         if beside:
             assert not host.told and host.crashed, "its tables are not this code's"
         else:
