@@ -24,8 +24,8 @@ The rules this file keeps, for one source partition s and its changelog partitio
    of other generations is found, the partition does not become ready, unless this worker was told to rebuild.
 10. **Built beside, swapped at once.** Which generation serves is one record for the whole app (`Served`). Another is built by a core of its
    own that folds from the log's start what the serving one has made durable, and puts nothing out: what it would have told of alerts is
-   kept as rows (`Shard.told`), outputs before rows as in 1. When every partition is built the record changes; an owner then begins where
-   the former one stopped, and first tells, once, which alerts stand differently.
+   kept as rows (`Shard.told`), outputs before rows as in 1, and of two the higher offset wins as in 2. When every partition is built
+   the record changes; an owner then begins where the former one stopped, and first tells, once, which alerts stand differently.
 11. Memory stays one consistent state through a loss: unacknowledged rows and outputs are kept, and either the next owner
    writes the same, or they are written on regaining.
 """
