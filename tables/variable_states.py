@@ -310,13 +310,19 @@ class Partial(msgspec.Struct, array_like=True, gc=False):
 
     def take_in(self, x: float) -> None:
         """Note a value outside the calm range."""
-        insort(self.lows, x)
-        del self.lows[EXTREMES:]
-        insort(self.highs, x)
-        del self.highs[:-EXTREMES]
+        lows, highs = self.lows, self.highs
+        few = len(lows) < EXTREMES
+        low, high = few or x < lows[-1], few or x >= highs[0]
+        if low:
+            insort(lows, x)
+            del lows[EXTREMES:]
+        if high:
+            insort(highs, x)
+            del highs[:-EXTREMES]
         if not self.low <= x <= self.high:
             self.outside += 1
-        self.calm()
+        if low or high:
+            self.calm()
 
     def calm(self) -> None:
         """Settle the calm range anew."""
