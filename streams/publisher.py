@@ -598,6 +598,8 @@ class SyncPublisher:
         """Send again from the spool what failed."""
         with self._order, self._lock:
             failed, self._failed = self._failed, []
+            if not failed:
+                return  # another thread was first
             self._in_flight.difference_update(failed)
             self._tried.update(failed)
             self._cursor = min(self._cursor, *(number - 1 for number in failed))

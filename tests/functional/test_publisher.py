@@ -245,6 +245,13 @@ def test_a_producer_that_breaks_for_good_is_replaced_and_nothing_is_lost(embedde
     assert set(ids(on_topics())) == set(sent)
 
 
+def test_a_thread_that_comes_second_finds_nothing_to_take_back_to_the_spool(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    with SyncPublisher(embedded.bootstrap, spool=tmp_path / "spool") as publisher:
+        publisher._take_back()
+        publisher.publish(metric())
+        assert publisher.flush(10) == 0 and publisher.report().delivered == 1
+
+
 def test_on_delivery_is_told_of_each_and_its_own_mistakes_stop_nothing(embedded: EmbeddedBroker, caplog: pytest.LogCaptureFixture) -> None:
     told: list[tuple[str, BaseException | None]] = []
 
