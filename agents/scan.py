@@ -9,7 +9,9 @@ cannot be read, for nobody can tell what it holds. Nothing is written anywhere.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -160,7 +162,7 @@ def _in_files(database: duckdb.DuckDBPyConnection, folder: Path, sought: Sought)
         FileNotFoundError: one has gone meanwhile.
     """
     found = Found(str(folder))
-    for file in sorted(path for path in folder.glob("*") if path.is_file()):
+    for file in _files(folder):
         named = NAME.fullmatch(file.name)
         try:
             n, noted = _in_rows(database, file, sought)
@@ -176,6 +178,17 @@ def _in_files(database: duckdb.DuckDBPyConnection, folder: Path, sought: Sought)
         found.live += n
         found.name += noted
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """
+    Raises:
+        FileNotFoundError: one has gone meanwhile.
+    """
+    before: list[str] = []
+    while (names := sorted(os.listdir(folder))) != before:  # what is replaced while names are read may be missed under both
+        before = names
+    return [path for path in map(folder.joinpath, names) if stat.S_ISREG(path.stat().st_mode)]
 
 
 def _in_rows(database: duckdb.DuckDBPyConnection, file: Path, sought: Sought) -> tuple[int, bool]:

@@ -137,9 +137,11 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
         standing, _ = board.standing(name)
         if message is not None:
             data, tenant = message["data"], message["tenant"]
+            if data.get("notice"):
+                return
             cleared = data["evidence"]["offset"] <= partition.cleared_at(tenant)
             level = "ok" if message["type"] == RESOLVED or cleared else data["severity"]
-            if level != standing.level and not data.get("notice"):
+            if level != standing.level:
                 verdict = Verdict(level, data.get("value"), data.get("threshold"), data["message"], reason=CHANGED)
                 await self._publish(shard, tenant, data, standing.level, verdict)
         elif standing.level != "ok":

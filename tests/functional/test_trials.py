@@ -22,8 +22,8 @@ TOKENS = {"Authorization": "Bearer acme"}
 
 
 def history(tenant: str, share: float) -> list[dict[str, Any]]:
-    """Three days of costs, verdicts and forecasts that turn bad."""
-    start = datetime.now(UTC) - timedelta(days=3)
+    """Three days of costs, verdicts and forecasts that turn bad, from noon to noon: the first and the last day cost half of the others."""
+    start = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=4)
     found = []
     for n in range(240):
         at = (start + timedelta(minutes=18 * n)).isoformat()

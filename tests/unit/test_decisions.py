@@ -12,7 +12,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
-from agents.core import AT, MARK, SERVED, Core, Served, record_of, told_key
+from agents.core import AT, MARK, SERVED, Core, Served, record_of, scores_key, told_key
 from agents.engine import Engine, EngineConfig
 from agents.rebuild import Rebuild
 from agents.rules import Rules
@@ -196,7 +196,7 @@ def test_what_a_kill_left_of_what_was_kept_is_ended_and_is_no_ground_to_resolve_
     rules = Rules(engine, [], lambda tenant: PartitionReader({}, {}, tenant, 0))
 
     async def compared() -> None:
-        comparing = asyncio.create_task(Standings(engine, rules)._compare(shard))
+        comparing = asyncio.create_task(Standings(engine, rules)._compare([shard]))
         while not comparing.done():
             engine._turns += 1
             await asyncio.sleep(0.005)
@@ -207,7 +207,8 @@ def test_what_a_kill_left_of_what_was_kept_is_ended_and_is_no_ground_to_resolve_
     assert {one["data"]["reason"] for one in told} == ({"settings_changed"} if marked else set())
     ended = [(key, value) for topic, key, value in engine.producer.sent if topic != "alerts"]
     done = told_key(engine.schema.generation, MARK), AT.pack(0) + b"{}"
-    assert ended == [done, (told_key(engine.schema.generation, b"gone"), None)], "that it is done goes first"
+    due = [(scores_key(engine.schema.generation), b"due")] if marked else []
+    assert ended == [*due, done, (told_key(engine.schema.generation, b"gone"), None)], "that it is done goes before what it ends"
     assert not shard.told
     engine.core.followed(shard, [*ended, *kept], 4)
     assert not shard.told and shard.untold == ({MARK} if marked else set()), "what a late write brings back is not compared again; the mark is repaired"
@@ -233,7 +234,7 @@ def test_an_alert_that_the_former_rows_told_of_records_that_were_not_committed_s
     async def went_on() -> None:
         while shard.next < len(log):
             if engine.core.differing(shard):
-                comparing = asyncio.create_task(standings._compare(shard))
+                comparing = asyncio.create_task(standings._compare([shard]))
                 while not comparing.done():
                     engine._turns += 1
                     await asyncio.sleep(0.005)

@@ -29,7 +29,8 @@ from tables.reader import PartitionReader
 from tables.trust_state import TrustSettings
 
 from ..harness import Rec
-from ..simulation.world import KEYS, Profile, World
+from ..simulation.folds import OLD
+from ..simulation.world import Profile, World
 from ..valid_events import START_US, Maker
 
 NOW_US = START_US + 90_000_000_000
@@ -186,9 +187,10 @@ def test_lists_of_a_follower_lose_what_a_clearing_drops_before_its_graves_are_re
 
 def test_lists_are_right_on_every_worker_at_any_step_of_a_schedule_of_faults() -> None:
     asked = 0
+    keys = next(table for table in OLD.tables if table.name == "sim_keys")
     for seed in range(25):
         world = World(seed, profile=Profile(events=60, steps=260))
-        source = states_of(KEYS)
+        source = states_of(keys)
         keepers: dict[int, ListKeeper] = {}
 
         def look() -> None:
@@ -197,7 +199,7 @@ def test_lists_are_right_on_every_worker_at_any_step_of_a_schedule_of_faults() -
                 parts = {"judgments": [worker.shard(n).partition for n in range(world.parts)]}  # noqa: B023
                 keeper = keepers.setdefault(id(worker.core), ListKeeper(parts, {}))  # noqa: B023
                 keeper.partitions = parts
-                for tenant in {tenant for p in parts["judgments"] for tenant in p.spaces[KEYS.index]}:
+                for tenant in {tenant for p in parts["judgments"] for tenant in p.spaces[keys.index]}:
                     wanted = {"by n": lambda: Order(lambda _, key, states: (sum(one.n for one in states), max(one.digest for one in states), key))}
                     reader = PartitionReader(parts, {}, tenant, 0)
                     kept = keeper.get(reader, source, wanted)["by n"]  # noqa: B023
