@@ -398,18 +398,19 @@ def test_the_async_publisher_returns_when_the_broker_has_acknowledged(embedded: 
     assert sorted(ids(on_topics())) == sorted(names)
 
 
+async def heartbeat(laps: list[float]) -> None:
+    """Note how long the loop takes for one millisecond, until cancelled."""
+    while True:
+        begun = time.perf_counter()
+        await asyncio.sleep(0.001)
+        laps.append(time.perf_counter() - begun)
+
+
 async def _full_queue() -> float:
     publisher = Publisher(NOBODY, max_queue=1, max_block_ms=2000)
     await publisher.send(metric())
     laps: list[float] = []
-
-    async def heartbeat() -> None:
-        while True:
-            begun = time.perf_counter()
-            await asyncio.sleep(0.001)
-            laps.append(time.perf_counter() - begun)
-
-    beating = asyncio.create_task(heartbeat())
+    beating = asyncio.create_task(heartbeat(laps))
     with pytest.warns(Dropped), pytest.raises(PulsefoldError, match="queue was full"):
         await publisher.publish(metric())
     beating.cancel()
@@ -439,14 +440,7 @@ def test_a_slow_spool_never_blocks_the_loop_of_the_async_publisher(embedded: Emb
         thread.start()
         has.wait()
         laps: list[float] = []
-
-        async def heartbeat() -> None:
-            while True:
-                begun = time.perf_counter()
-                await asyncio.sleep(0.001)
-                laps.append(time.perf_counter() - begun)
-
-        beating = asyncio.create_task(heartbeat())
+        beating = asyncio.create_task(heartbeat(laps))
         begun = time.perf_counter()
         with pytest.warns(Unspooled, match="slow"):
             await asyncio.gather(*(publisher.send(metric(), id=f"past-{n}") for n in range(20)))
