@@ -114,14 +114,15 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError()
         wanted = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in active_partitions]
-        before = positions(consumer, wanted)
-        plain_records(fetcher)
+        taken_from = plain_records(fetcher)
+        taken_from.clear()
         with fetcher._subscriptions.fetch_context():
             got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
         after = positions(consumer, wanted)
         spans: dict[TP, Span] = {}
         for tp in wanted:
-            start, end = before.get(tp), after.get(tp)
+            # not the position before the wait: out of range, the client goes to the log's start by itself, and what it passes over was not fetched
+            start, end = taken_from.get(tp), after.get(tp)
             if start is not None and end is not None and (end > start or got.get(tp)):
                 spans[ensure_TP(tp)] = (start, end, got.get(tp, []))
         return spans
@@ -174,13 +175,17 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
                 work.close()  # the consumer has stopped meanwhile: nobody will run it
 
 
-def plain_records(fetcher: Any) -> None:
+def plain_records(fetcher: Any) -> dict[Any, int]:
     """Let what is fetched come as the records of its batches, a batch at a time, without the copy of each: half of what fetching costs.
 
     They have offset, timestamp, key, value and headers, and no topic and partition. To be called before anything is taken.
+
+    Returns:
+        From which position on was taken what was taken last, by partition; may be cleared.
     """
     if fetcher._records.__class__ is not _Fetched:
         fetcher._records = _Fetched(fetcher._records)
+    return fetcher._records.taken_from  # type: ignore[no-any-return]  # aiokafka is untyped here
 
 
 class _Fetched(dict[Any, Any]):
@@ -188,6 +193,7 @@ class _Fetched(dict[Any, Any]):
 
     def __init__(self, results: Mapping[Any, Any]) -> None:
         super().__init__()
+        self.taken_from: dict[Any, int] = {}
         for tp, result in results.items():
             self[tp] = result
 
@@ -197,7 +203,7 @@ class _Fetched(dict[Any, Any]):
             found._records = _Batches(found._records)
             found._consumer_record = _records_of
             result.rest = []
-            result.getall = partial(_taken, result)
+            result.getall = partial(_taken, result, self.taken_from)
         super().__setitem__(tp, result)
 
 
@@ -246,11 +252,12 @@ def _records_of(tp: Any, whole: _Whole) -> list[Any]:
     return whole.records
 
 
-def _taken(fetched: Any, max_records: int | None = None) -> list[Any]:
+def _taken(fetched: Any, taken_from: dict[Any, int], max_records: int | None = None) -> list[Any]:
     """aiokafka's `getall`, by batches. What is cut off a batch waits for the next call; the position is behind what was taken."""
     if not fetched.check_assignment(fetched._topic_partition) or not fetched.has_more():
         return []
     found, taken, fetched.rest = fetched._partition_records, fetched.rest, []
+    taken_from.setdefault(fetched._topic_partition, found.next_fetch_offset)
     while max_records is None or len(taken) < max_records:
         position = found.next_fetch_offset
         records = next(found, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import aiokafka
@@ -23,6 +24,7 @@ from faust.tables.manager import TableManager
 from faust.transport import consumer as base
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as stock
+from faust.types import TP
 
 from agents import seam
 from agents.access import security
@@ -157,12 +159,14 @@ def test_records_taken_by_batches_are_those_that_aiokafka_takes_one_by_one(seed:
         found = fetcher.PartitionRecords(tp, MemoryRecords(raw), list(aborted), position, None, None, True, fetcher.READ_COMMITTED)
         result = fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
         calls: list[tuple[int, bytes, int]] = []
-        if ours:
-            seam.plain_records(SimpleNamespace(_records={tp: result}))
+        taken_from = seam.plain_records(SimpleNamespace(_records={tp: result})) if ours else {}
         for limit in limits:
             if not result.has_more():
                 break
+            before = assigned.position
+            taken_from.clear()
             records = result.getall(limit)
+            assert not ours or taken_from == {tp: before}
             assert limit is None or len(records) <= limit
             calls += [(record.offset, record.value, record.timestamp) for record in records]
             calls.append((assigned.position, b"position", len(records)))
@@ -170,3 +174,37 @@ def test_records_taken_by_batches_are_those_that_aiokafka_takes_one_by_one(seed:
         taken.append(calls)
     assert taken[0] == taken[1]
     assert any(call[1] != b"position" for call in taken[0]) or aborted or position
+
+
+def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched() -> None:
+    tp = aiokafka.TopicPartition("t", 0)
+    assigned = Assigned(100)
+    assigned.has_valid_position = True  # type: ignore[attr-defined]
+    raw, _, _ = fetched_bytes(random.Random(1))
+
+    class Fetcher:
+        def __init__(self) -> None:
+            self._closed = False
+            self._records: dict[object, object] = {}
+            self._subscriptions = SimpleNamespace(fetch_context=nullcontext)
+            self.n = 0
+
+        async def fetched_records(self, wanted: list[object], timeout: float, max_records: int | None) -> dict[object, list[object]]:
+            self.n += 1
+            assigned.position = 0 if self.n == 1 else assigned.position  # out of range: it goes to the log's start, which may be anywhere
+            found = fetcher.PartitionRecords(tp, MemoryRecords(raw), [], assigned.position, None, None, True, fetcher.READ_COMMITTED)
+            self._records[tp] = result = fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
+            if self.n == 2:
+                return {}
+            return {tp: result.getall(1)}  # type: ignore[call-arg]
+
+    consumer = SimpleNamespace(_closed=False, _fetcher=Fetcher(), _subscription=SimpleNamespace(subscription=SimpleNamespace(assignment=assigned)))
+    thread = SimpleNamespace(consumer=SimpleNamespace(flow_active=True))
+
+    def fetch() -> dict[TP, seam.Span]:
+        return asyncio.run(seam.Thread._fetch_records(thread, consumer, {TP("t", 0)}))
+
+    ((start, end, records),) = fetch().values()
+    assert (start, end, len(records)) == (0, assigned.position, 1) and start < 100, "not from where the client had been"
+    assigned.position = 700
+    assert fetch() == {}, "and nothing was taken from there"
