@@ -113,7 +113,7 @@ def holding(topic: str) -> None:
 
 def dying(folder: str) -> None:
     """Killed once, whichever worker comes there first: behind the decision that other tables serve, behind the swap, and behind the first
-    tombstone of what they would have told; files in the folder say which has been."""
+    record that what they would have told was compared; files in the folder say which has been."""
 
     def once(name: str) -> None:
         with contextlib.suppress(FileExistsError):
@@ -133,7 +133,7 @@ def dying(folder: str) -> None:
 
     async def sent(self: engine.Engine, topic: str, value: bytes | None, **words: Any) -> Any:
         found = await send(self, topic, value, **words)
-        if value is None and words["key"].startswith(b"told."):
+        if words["key"].startswith(b"told."):
             once("told")
         return found
 
