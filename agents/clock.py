@@ -60,7 +60,8 @@ class Clock(Service):  # type: ignore[misc]  # mode is untyped here
         for tick in list(ticks(shard.partition, int(time.time() * 1e6))):
             if self._told.get((shard, tick.tenant)) == tick.until_us or not await self._silent(shard, tick):
                 continue
-            if shard.epoch == epoch and await self._caught_up(shard):
+            # What came while the log's end was asked counts too: a worker that fell behind has heard of nobody for a while.
+            if await self._caught_up(shard) and await self._silent(shard, tick) and shard.epoch == epoch:
                 await self._publish(shard, tick)
 
     async def _silent(self, shard: Shard, tick: Tick) -> bool:
