@@ -131,16 +131,15 @@ class _Views:
         """Cost of each model, agent, run or tag of the tenant, USD, by name."""
         if asked.scope != TENANT:
             raise BadParameter("by", "by: a named scope is split by day or month only")
-        found: dict[str, int] = {}
         prefix = f"{asked.by}:"
         if since is None and until is None:
             return dict(reader.lists(self.ledgers, {prefix: lambda: Order(partial(_spent, prefix))})[prefix])
-        else:
-            for key, months in reader.scan(self.kept.months):
-                if key[0].startswith(prefix):
-                    name = key[0][len(prefix) :]
-                    for day in _kept_days(months, self._since(reader, key[0], since), until).values():
-                        found[name] = found.get(name, 0) + day.micro
+        found: dict[str, int] = {}
+        for key, months in reader.scan(self.kept.months):
+            if key[0].startswith(prefix):
+                name = key[0][len(prefix) :]
+                for day in _kept_days(months, self._since(reader, key[0], since), until).values():
+                    found[name] = found.get(name, 0) + day.micro
         return {name: usd(found[name]) for name in sorted(found)}
 
     # ---- /costs/status, /costs/check

@@ -19,7 +19,7 @@ from .fold import MergedRule, Reader, Standing, Verdict
 from .performance_names import MOST_JUDGED_PAIRS, Rooms
 from .performance_rows import ALWAYS, EVALUATED, JUDGED, OTHER, Judgments, Pending, TaskJudgments
 from .times import DAY_US
-from .verdicts import DEFAULT, overall, pass_limits
+from .verdicts import Marks, marked, overall, pass_limits, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,8 +47,6 @@ MOST_RUBRICS = 100
 MOST_CRITERIA_BYTES = 32_000
 MOST_TASK_CRITERIA_BYTES = 1_000
 
-Marks = list[tuple[str, float, bool]]
-"""Criteria of a judgment: name, score, whether it passes."""
 
 AGREEMENT = "judge.agreement"
 AGREEMENT_LEAST, AGREEMENT_LOW, AGREEMENT_RESOLVED = 50, 0.7, 0.75
@@ -120,12 +118,8 @@ class JudgmentHandlers:
             return
         data: JudgmentRecorded = event.data
         agent, judge = data.agent, data.judge
-        score, limits = overall(data), self.limits
-        usual = limits[DEFAULT]
-        marks = [(name, value, value >= limits.get(name, usual)) for name, value in data.criteria.items()]
-        says = data.all_criteria_pass  # else as `verdicts.verdict`
-        if says is None and marks:
-            says = all([passed for _, _, passed in marks])
+        score, marks = overall(data), marked(data, self.limits)
+        says = said(data, marks)
         outcome: bool | None = None
         if judge is not None and says is not None:
             since_us = ground.moment(p, tenant) - WEEK_US

@@ -68,6 +68,13 @@ class Order:
         self.places: dict[Key, Place | list[Place]] = {}
         self.sorted: Any = SortedList()
 
+    @classmethod
+    def of_one(cls, reader: Reader, source: Source[Any], key: Key, place: Callable[[Reader, Key, Any], Place | list[Place] | None]) -> Order:
+        """The list of one key alone, if the source has it."""
+        order, figures = cls(place), source.one(reader, key)
+        order.fill(reader, [] if figures is None else [(key, figures)])
+        return order
+
     def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
         """Every key at once."""
         place = self.place

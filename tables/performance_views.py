@@ -546,9 +546,7 @@ def performance_views(kept: PerformanceTables, settings: PerformanceSettings, se
             return -_rank(q.sort, state.sums), name
 
         if q.name is not None:
-            order = Order(place)
-            one = figures.agent(reader, q.name)
-            order.fill(reader, [] if one is None else [((q.name,), one)])
+            order = Order.of_one(reader, figures.agents, (q.name,), place)
         else:
             filters = q.status, q.capability, q.task_type
             source = figures.agents if filters == (None, None, None) else figures.filtered

@@ -39,9 +39,7 @@ def chosen(
     """
     prefix: Key = tuple(part for part in takewhile(lambda part: part is not None, asked) if part is not None)
     if len(prefix) == len(asked):
-        one = Order(lambda reader, key, states: places(key, states))
-        states = source.one(reader, prefix)
-        one.fill(reader, [] if states is None else [(prefix, states)])
+        one = Order.of_one(reader, source, prefix, lambda _, key, states: places(key, states))
         return one, one.span(())
     later = [(at, part) for at, part in enumerate(asked) if at >= len(prefix) and part is not None]
     name = "series", *later

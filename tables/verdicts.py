@@ -11,6 +11,8 @@ from streams.events import JudgmentRecorded
 
 DEFAULT = ""
 """Name of the limit for criteria that have none of their own."""
+Marks = list[tuple[str, float, bool]]
+"""Criteria of a judgment: name, score, whether it passes."""
 
 
 def pass_limits(setting: Mapping[str, float]) -> dict[str, float]:
@@ -44,9 +46,21 @@ def verdict(data: JudgmentRecorded, limits: Mapping[str, float]) -> bool | None:
         >>> verdict(judgment, {"": 0.7}), verdict(judgment, {"": 0.7, "safety": 0.8})
         (True, False)
     """
-    if data.all_criteria_pass is not None:
-        return data.all_criteria_pass
-    if not data.criteria:
-        return None
+    return said(data, marked(data, limits)) if data.all_criteria_pass is None else data.all_criteria_pass
+
+
+def marked(data: JudgmentRecorded, limits: Mapping[str, float]) -> Marks:
+    """Each criterion, its score, and whether it passes.
+
+    Args:
+        limits: of `pass_limits`: criterion, or `DEFAULT`, to a score in 0…1.
+    """
     usual = limits[DEFAULT]
-    return all([score >= limits.get(name, usual) for name, score in data.criteria.items()])
+    return [(name, score, score >= limits.get(name, usual)) for name, score in data.criteria.items()]
+
+
+def said(data: JudgmentRecorded, marks: Marks) -> bool | None:
+    """`verdict`, where the criteria are marked already."""
+    if data.all_criteria_pass is not None or not marks:
+        return data.all_criteria_pass
+    return all([passed for _, _, passed in marks])

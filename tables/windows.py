@@ -115,6 +115,33 @@ class Series(msgspec.Struct, array_like=True, gc=False):
         """Sums of all finite values."""
         return Moments(self.n, self.mean, self.m2, self.min, self.max)
 
+    def seen(self, time_us: int) -> None:
+        """A value came, finite or not."""
+        if time_us > self.newest_us:
+            self.newest_us = time_us
+        if time_us < self.oldest_us:
+            self.oldest_us = time_us
+
+    def add(self, y: float, time_us: int) -> None:
+        """Take in one finite value."""
+        n = self.n = self.n + 1
+        old = self.mean
+        d = y - old
+        mean = old + d / n
+        if mean - mean != 0.0:  # as Moments.add
+            mean = old * ((n - 1) / n) + y / n
+            self.m2 = inf
+        else:
+            self.m2 += d * (y - mean)
+        self.mean = mean
+        if y < self.min:
+            self.min = y
+        if y > self.max:
+            self.max = y
+        if time_us >= self.last_us:
+            self.last_us = time_us
+            self.last = y
+
 
 class Bucket(msgspec.Struct, array_like=True, gc=False):
     """The values of one series in one span of time.
@@ -368,8 +395,8 @@ class SeriesWindows:
     def _plain(self, p: Partition, tenant: str, figures: Sequence[tuple[Any, ...]], time_us: int, index: int) -> list[tuple[Any, ...]]:
         """Take in the figures that are plainly numbers of a known series in its open bucket; returns the others, for `_one`.
 
-        What `_one` does with them is written out (the rows are opened in place, as `Partition.open` does), for most of the time of most events
-        goes here. A figure is taken in whole or not touched.
+        The rows are opened in place, as `Partition.open` does, for most of the time of most events goes here. A figure is taken in whole or not
+        touched.
         """
         offset, table, first = p.offset, self.series, self._first
         rows, buckets = p.spaces[table.index].get(tenant), p.spaces[first.index].get(tenant)
@@ -394,27 +421,8 @@ class SeriesWindows:
             row.applied = row_of_bucket.applied = offset
             dirty(row)
             dirty_bucket(row_of_bucket)
-            if time_us > series.newest_us:
-                series.newest_us = time_us
-            if time_us < series.oldest_us:
-                series.oldest_us = time_us
-            n = series.n = series.n + 1
-            old = series.mean
-            d = y - old
-            mean = old + d / n
-            if mean - mean != 0.0:  # as Moments.add
-                mean = old * ((n - 1) / n) + y / n
-                series.m2 = inf
-            else:
-                series.m2 += d * (y - mean)
-            series.mean = mean
-            if y < series.min:
-                series.min = y
-            if y > series.max:
-                series.max = y
-            if time_us >= series.last_us:
-                series.last_us = time_us
-                series.last = y
+            series.seen(time_us)
+            series.add(y, time_us)
             bucket.add(x, y)
         return others
 
@@ -449,10 +457,7 @@ class SeriesWindows:
                 brought = 1
             else:
                 p.count_as(overflow=1)
-        if time_us > series.newest_us:
-            series.newest_us = time_us
-        if time_us < series.oldest_us:
-            series.oldest_us = time_us
+        series.seen(time_us)
         if late is not None:
             series.late = added(series.late, late)
             if expired is not None:
@@ -462,24 +467,7 @@ class SeriesWindows:
                 series.non_finite = NonFinite()
             series.non_finite.add(value)
         else:
-            y: float = value  # type: ignore[assignment]  # strings are above
-            n = series.n = series.n + 1
-            old = series.mean
-            d = y - old
-            mean = old + d / n
-            if mean - mean != 0.0:  # as Moments.add
-                mean = old * ((n - 1) / n) + y / n
-                series.m2 = inf
-            else:
-                series.m2 += d * (y - mean)
-            series.mean = mean
-            if y < series.min:
-                series.min = y
-            if y > series.max:
-                series.max = y
-            if time_us >= series.last_us:
-                series.last_us = time_us
-                series.last = y
+            series.add(value, time_us)  # type: ignore[arg-type]  # strings are above
         if not series.windowed:
             return brought
         if expired is not None:
