@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import html
 import logging
 import time
@@ -440,7 +441,7 @@ class Routes:
         """The description, readable."""
         rows = []
         for view in self.views:
-            params = ", ".join(field.encode_name for field in msgspec.structs.fields(view.params))
+            params = ", ".join(parameters(view.params))
             rows.append(f"<tr><td><code>{html.escape(API + view.path)}</code><td>{html.escape(view.summary)}<td>{html.escape(params)}")
         body = (
             "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
@@ -662,7 +663,7 @@ def past_of(request: web.Request, view: View | RawView) -> int | None:
     Raises:
         BadParameter: it is no moment, or one that is still to come, or the view has no past.
     """
-    own = {field.encode_name for field in msgspec.structs.fields(view.params)}
+    own = parameters(view.params)
     given = [name for name in PAST if name in request.query and name not in own]
     if not given:
         return None
@@ -677,6 +678,12 @@ def past_of(request: web.Request, view: View | RawView) -> int | None:
     return at_us
 
 
+@functools.cache
+def parameters(params: type[msgspec.Struct]) -> dict[str, bool]:
+    """Names of a view's parameters, and whether each may be given several times; msgspec finds them anew at every call, which costs more than most answers."""
+    return {field.encode_name: "list" in str(field.type) or "tuple" in str(field.type) for field in msgspec.structs.fields(params)}
+
+
 def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[str, str], ignored: Collection[str] = ()) -> Any:
     """Path and query parameters as a struct.
 
@@ -686,15 +693,14 @@ def convert(request: web.Request, params: type[msgspec.Struct], found: Mapping[s
     Raises:
         BadParameter: naming the one that is unknown or malformed.
     """
-    fields = {field.encode_name: field for field in msgspec.structs.fields(params)}
+    fields = parameters(params)
     values: dict[str, Any] = dict(found)
     for name in request.query:
         if name in ignored and name not in fields:
             continue
         if name not in fields or name in found:
             raise BadParameter(name, f"unknown parameter; known are {', '.join(fields) or 'none'}")
-        field = fields[name]
-        if "list" in str(field.type) or "tuple" in str(field.type):
+        if fields[name]:
             given = request.query.getall(name)
             values[name] = [item for value in given for item in value.split(",") if item] if len(given) == 1 else given
         else:
