@@ -11,7 +11,7 @@ The rules this file keeps:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from tables.dedupe import IDS
 from tables.partition import Record
@@ -65,7 +65,7 @@ class Beside:
             return self.goal.get(name, 0)
         return self.former.shards[name].safe or 0
 
-    def fold(self, shard: Shard, epoch: int, start: int, end: int, records: Sequence[Record]) -> int | Refusal | None:
+    def fold(self, shard: Shard, epoch: int, start: int, end: int, records: Iterable[Record]) -> int | Refusal | None:
         """`Core.chunk` as far as the bound; nothing is put out."""
         bound = self.bound(shard)
         if end > bound:

@@ -33,7 +33,7 @@ The rules this file keeps, for one source partition s and its changelog partitio
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -343,7 +343,7 @@ class Core:
 
     # ---- folding
 
-    def chunk(self, shard: Shard, epoch: int, start: int, end: int, records: Sequence[Record]) -> int | Refusal | None:
+    def chunk(self, shard: Shard, epoch: int, start: int, end: int, records: Iterable[Record]) -> int | Refusal | None:
         """Fold what was fetched from the positions [start, end).
 
         Returns the number of records that were new, `Refusal` where the chunk does not continue, None where it belongs to

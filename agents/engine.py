@@ -33,7 +33,7 @@ from .board import Board
 from .core import SCHEMA, SERVED, Core, Flush, Refusal, Served, Shard, WrongIdentity
 from .generations import other_tables, remade
 from .rebuild import Rebuild
-from .seam import plain_records
+from .seam import packed
 
 R = TypeVar("R")
 DOUBT_S = 2.0
@@ -152,7 +152,6 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0, "ended_rows": 0}
         self._seeks: dict[TP, int] = {}
         self._refused: set[Shard] = set()
-        self._gaps: dict[Shard, tuple[int, int]] = {}
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._absorbed_at = time.monotonic()
@@ -396,13 +395,12 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     # ---- fold
 
-    def absorb(self, tp: TP, chunk: tuple[int, int, int, Sequence[Any]]) -> None:
+    def absorb(self, tp: TP, chunk: tuple[int, int, int, Iterable[Any]]) -> None:
         """Fold one fetched chunk."""
         shard = self.shard(tp)
         if shard is None or self._dead or self.held:
             return  # what is dropped is fetched again
         epoch, start, end, records = chunk
-        folded = shard.next
         done = self.core.chunk(shard, epoch, start, end, records)
         self.n["chunks"] += 1
         if done is None:
@@ -412,9 +410,6 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self._refused.add(shard)
             self.log.warning("%s/%s: fetched from %s, folded up to %s: fetching again", tp.topic, tp.partition, start, done.seek)
         else:
-            first, known = records[0].offset if records else end, max(start, folded, shard.committed or 0)
-            if first > known:  # control records, or aborted ones; or the client went to the log's start by itself
-                self._gaps.setdefault(shard, (known, first))
             self._absorbed_at = time.monotonic()
             self.n["records"] += done
             if not self.publishes:
@@ -557,10 +552,11 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         begun = time.monotonic()
         positions = dict(self.restore_start)
         while not self.should_stop:
-            plain_records(follower._fetcher)
+            packed(follower._fetcher)
             got = await follower.getmany(timeout_ms=200)
-            for tp, records in got.items():
-                positions[tp] = records[-1].offset + 1
+            for tp, taken in got.items():
+                records = list(taken)
+                positions[tp] = taken.end
                 shard = self.by_changelog.get(tp)
                 if shard is None:
                     for record in records:
@@ -748,7 +744,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.partitions, self.core, self.by_changelog = rebuild.partitions, rebuild.core, rebuild.by_changelog
         self.rebuild, self.rebuilt = None, rebuild.ended()
         rebuild.close()
-        self._refused, self._gaps, self._promised, self._passed = set(), {}, {}, {}
+        self._refused, self._promised, self._passed = set(), {}, {}
         self.use(rebuild.schema)
         for topic, n in going_on:
             self._seeks[TP(self.full_names[topic], n)] = self.core.shards[(topic, n)].next
@@ -905,7 +901,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 if lost is not None and owned is not None:
                     self._seeks[source] = lost.seek
                     self._refused.add(owned)
-            if self._refused or self._gaps:
+            if self._refused:
                 await self._pass_what_is_gone()
             lagging = [s for s in self.core.shards.values() if s.owned and self.lag(s) > 0]
             if not lagging:
@@ -917,23 +913,17 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             await self.sleep(1.0)
 
     async def _pass_what_is_gone(self) -> None:
-        """Where a chunk did not continue, or nothing came of a part of it: retention may have removed what lies between."""
+        """Where a chunk did not continue, retention may have removed what lies between."""
         self._refused = {shard for shard in self._refused if shard.ready}
-        gaps, self._gaps = self._gaps, {}
-        refused = {self._source(shard): shard for shard in self._refused | gaps.keys()}
+        refused = {self._source(shard): shard for shard in self._refused}
         try:
             async with asyncio.timeout(5):
                 starts = await self.follower.beginning_offsets(list(refused))
         except (TimeoutError, KafkaError) as exc:
             self.log.warning("where the source topics begin is not known at the moment: %r", exc)
-            self._gaps = {**self._gaps, **gaps}
             return
         self._refused.clear()
         for source, shard in refused.items():
-            since, until = gaps.get(shard, (0, 0))
-            if (gone := min(starts[source], until) - since) > 0:
-                shard.n_gone += gone
-                self._tell_gone(shard, gone)
             if self.core.beheaded(shard, starts[source]):
                 self.add_future(self._gain([TP(source.topic, source.partition)]))
 

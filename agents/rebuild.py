@@ -20,7 +20,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -34,7 +34,7 @@ from .beside import Beside
 from .core import Core, Refusal, Served, Shard
 from .generations import differences
 from .head_reader import HeadReader
-from .seam import plain_records, positions
+from .seam import packed, positions
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -262,7 +262,7 @@ class Rebuild:
             await self._absorb(shard, epoch, start, upto, part)
             start = upto
 
-    async def _absorb(self, shard: Shard, epoch: int, start: int, end: int, records: Sequence[Record]) -> None:
+    async def _absorb(self, shard: Shard, epoch: int, start: int, end: int, records: Iterable[Record]) -> None:
         begun = time.monotonic()
         found = self.plan.fold(shard, epoch, start, end, records)
         if found is not None and not isinstance(found, Refusal):  # else it is fetched again, from where it is built
@@ -288,16 +288,17 @@ class Rebuild:
         for tp, shard in wanted.items():
             if at.get(tp) != shard.next:
                 consumer.seek(tp, shard.next)
-        before = positions(consumer, wanted)
         epochs = {tp: shard.epoch for tp, shard in wanted.items()}
-        plain_records(consumer._fetcher)
+        packed(consumer._fetcher)
         got = await consumer.getmany(*wanted, timeout_ms=100)
-        for tp, end in positions(consumer, wanted).items():
-            shard, start, records = wanted[tp], before.get(tp, end), got.get(tp, [])
-            if (records[0].offset if records else end) > start and start < (first := (await consumer.beginning_offsets([tp]))[tp]):
+        at = positions(consumer, wanted)
+        for tp, shard in wanted.items():
+            taken = got.get(tp)
+            start = at.get(tp, shard.next) if taken is None else taken.start
+            if start > shard.next and shard.next < (first := (await consumer.beginning_offsets([tp]))[tp]):
                 await self._passed(shard, first)
-            else:
-                await self._absorb(shard, epochs[tp], start, end, records)
+            elif taken is not None:
+                await self._absorb(shard, epochs[tp], start, taken.end, taken)
 
     async def _say_built(self) -> None:
         """Where the last records of the log are none of ours (control records), no row tells that it is built to its end."""

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain, islice
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 import aiokafka
@@ -34,6 +37,8 @@ from faust.web.base import BlueprintManager
 from mode import Service
 from mode.utils.futures import notify
 
+from tables.dedupe import SLICE
+
 from .limits import HEAD_S, LINGER_S, MAX_FIELD, MAX_LINE, MOST_CONNECTIONS
 from .spread import SpreadAssignor
 
@@ -42,7 +47,7 @@ CLOSE_S = 5.0
 COMMIT_S = 5.0
 """Longest time that one commit may take."""
 R = TypeVar("R")
-Span = tuple[int, int, list[Any]]
+Span = tuple[int, int, Iterable[Any]]
 """What a fetch got of one partition: positions before and after it, and the records between."""
 
 
@@ -114,18 +119,11 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError()
         wanted = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in active_partitions]
-        taken_from = plain_records(fetcher)
-        taken_from.clear()
+        packed(fetcher)
         with fetcher._subscriptions.fetch_context():
             got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
-        after = positions(consumer, wanted)
-        spans: dict[TP, Span] = {}
-        for tp in wanted:
-            # not the position before the wait: out of range, the client goes to the log's start by itself, and what it passes over was not fetched
-            start, end = taken_from.get(tp), after.get(tp)
-            if start is not None and end is not None and (end > start or got.get(tp)):
-                spans[ensure_TP(tp)] = (start, end, got.get(tp, []))
-        return spans
+        # its own start, not the position before the wait: out of range, the client goes to the log's start by itself, and what it passes over was not fetched
+        return {ensure_TP(tp): (taken.start, taken.end, taken) for tp, taken in got.items()}
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """aiokafka tries for ever, and Faust swallows the cancelling of who waits for it: whatever stops would wait for a dead broker."""
@@ -175,25 +173,54 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
                 work.close()  # the consumer has stopped meanwhile: nobody will run it
 
 
-def plain_records(fetcher: Any) -> dict[Any, int]:
-    """Let what is fetched come as the records of its batches, a batch at a time, without the copy of each: half of what fetching costs.
-
-    They have offset, timestamp, key, value and headers, and no topic and partition. To be called before anything is taken.
-
-    Returns:
-        From which position on was taken what was taken last, by partition; may be cleared.
-    """
+def packed(fetcher: Any) -> None:
+    """Let what is fetched come as `Packed` records: to be called before anything is taken of a consumer's fetcher."""
     if fetcher._records.__class__ is not _Fetched:
         fetcher._records = _Fetched(fetcher._records)
-    return fetcher._records.taken_from  # type: ignore[no-any-return]  # aiokafka is untyped here
+
+
+class Packed:
+    """What was taken of a fetched partition: the records of the positions [start, end), unpacked while they are asked for, once.
+
+    They have offset, timestamp, key, value and headers, and no topic and partition: without the copy of each that aiokafka makes,
+    fetching costs half. And what waits to be folded waits as bytes; a record is made when its turn has come, is folded while the
+    processor still has it at hand, and its place is taken by the next.
+
+    Args:
+        start, end: positions of the fetch before and after it.
+        parts: batches, and which of the positions of each.
+        most: records there may be.
+    """
+
+    __slots__ = ("_most", "_parts", "end", "start")
+
+    def __init__(self, start: int, end: int, parts: list[tuple[_Batch, int, int]], most: int) -> None:
+        self.start = start
+        self.end = end
+        self._parts = parts
+        self._most = most
+
+    def __bool__(self) -> bool:
+        return self.end > self.start
+
+    def __len__(self) -> int:
+        """Records there may be: offsets of which none is known to be missing."""
+        return self._most
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self._pieces())
+
+    def _pieces(self) -> Iterator[list[Any]]:
+        parts, self._parts = self._parts, []
+        for batch, start, end in parts:
+            yield from batch.pieces(start, end)
 
 
 class _Fetched(dict[Any, Any]):
-    """aiokafka's fetched results by partition, each made plain as it comes in: before a record is taken from it."""
+    """aiokafka's fetched results by partition, each made to give packed records as it comes in: before a record is taken from it."""
 
     def __init__(self, results: Mapping[Any, Any]) -> None:
         super().__init__()
-        self.taken_from: dict[Any, int] = {}
         for tp, result in results.items():
             self[tp] = result
 
@@ -201,9 +228,9 @@ class _Fetched(dict[Any, Any]):
         found = getattr(result, "_partition_records", None)
         if found is not None:
             found._records = _Batches(found._records)
-            found._consumer_record = _records_of
-            result.rest = []
-            result.getall = partial(_taken, result, self.taken_from)
+            found._consumer_record = _whole
+            result.begun = None
+            result.getall = partial(_taken, result)
         super().__setitem__(tp, result)
 
 
@@ -221,10 +248,16 @@ class _Batches:
 
 
 class _Batch:
-    """A batch as aiokafka knows it, that gives all of its records as one."""
+    """A batch as aiokafka knows it, that gives itself as its one record, with the offset of its last.
+
+    Its records are read in order, by one reader after the other; what one has read too far the next finds.
+    """
+
+    __slots__ = ("_ahead", "_batch", "_records", "offset")
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
+        self._ahead: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
@@ -232,45 +265,62 @@ class _Batch:
     def __next__(self) -> Any:
         return next(self._batch)
 
-    def __iter__(self) -> Iterator[_Whole]:
-        records = list(self._batch)
-        if records:
-            yield _Whole(records)
+    def __iter__(self) -> Iterator[_Batch]:
+        self._records = islice(self._batch, None)  # uncompressed here, in the thread that fetches; it may not be begun twice, as `iter` of a part would
+        self.offset = self._batch.next_offset - 1
+        yield self
+
+    def pieces(self, start: int, end: int) -> Iterator[list[Any]]:
+        """The records of these positions, as many at a time as are folded at once."""
+        while True:
+            piece = self._ahead or list(islice(self._records, SLICE))
+            if not piece:
+                return
+            self._ahead = []
+            if piece[-1].offset >= end:
+                cut = bisect_left(piece, end, key=_offset)
+                piece, self._ahead = piece[:cut], piece[cut:]
+            if piece and piece[0].offset < start:  # a fetch may begin inside a batch, and what nobody asked for is passed over
+                piece = piece[bisect_left(piece, start, key=_offset) :]
+            if piece:
+                yield piece
+                if piece[-1].offset >= end - 1:
+                    return
+            elif self._ahead:
+                return
 
 
-class _Whole:
-    """All records of a batch; its offset is that of the last."""
-
-    __slots__ = ("offset", "records")
-
-    def __init__(self, records: list[Any]) -> None:
-        self.records = records
-        self.offset = records[-1].offset
+_offset = attrgetter("offset")
 
 
-def _records_of(tp: Any, whole: _Whole) -> list[Any]:
-    return whole.records
+def _whole(tp: Any, batch: _Batch) -> _Batch:
+    return batch
 
 
-def _taken(fetched: Any, taken_from: dict[Any, int], max_records: int | None = None) -> list[Any]:
+def _taken(fetched: Any, max_records: int | None = None) -> Packed | None:
     """aiokafka's `getall`, by batches. What is cut off a batch waits for the next call; the position is behind what was taken."""
     if not fetched.check_assignment(fetched._topic_partition) or not fetched.has_more():
-        return []
-    found, taken, fetched.rest = fetched._partition_records, fetched.rest, []
-    taken_from.setdefault(fetched._topic_partition, found.next_fetch_offset)
-    while max_records is None or len(taken) < max_records:
-        position = found.next_fetch_offset
-        records = next(found, None)
-        if records is None:
-            fetched._update_position()
-            fetched._partition_records = None
-            del fetched.getall  # which refers to it: its memory would wait for the collector
-            return taken  # type: ignore[no-any-return]
-        taken += records if records[0].offset >= position else [record for record in records if record.offset >= position]  # a fetch may begin inside
-    taken, fetched.rest = taken[:max_records], taken[max_records:]
-    found.next_fetch_offset = taken[-1].offset + 1
+        return None
+    found = fetched._partition_records
+    start = position = found.next_fetch_offset
+    parts: list[tuple[_Batch, int, int]] = []
+    most, more = 0, True
+    while more and (max_records is None or most < max_records):
+        batch = fetched.begun or next(found, None)
+        if batch is None:
+            position, more = found.next_fetch_offset, False
+            continue
+        begin, behind = max(position, getattr(batch, "base_offset", 0)), batch.offset + 1  # batches of Kafka's first formats do not tell
+        position = behind if max_records is None else min(behind, begin + max_records - most)
+        fetched.begun = batch if position < behind else None
+        parts.append((batch, begin, position))
+        most += position - begin
+    found.next_fetch_offset = position
     fetched._update_position()
-    return taken  # type: ignore[no-any-return]
+    if not more:
+        fetched._partition_records = None
+        del fetched.getall  # which refers to it: its memory would wait for the collector
+    return Packed(start, position, parts, most)
 
 
 def positions(consumer: Any, tps: Iterable[Any]) -> dict[Any, int]:

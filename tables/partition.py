@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -481,14 +482,16 @@ class Partition:
         partition is not `whole` any more and must not be written.
         """
         done = max(self.window.done, self.next - 1)
-        fresh = records if isinstance(records, list) else list(records)
-        if fresh and fresh[0].offset <= done:
-            fresh = [record for record in fresh if record.offset > done]
+        left, n = iter(records), 0
         self.whole = False
-        for begin in range(0, len(fresh), SLICE):
-            self._absorb(fresh[begin : begin + SLICE])
+        while piece := list(islice(left, SLICE)):
+            if piece[0].offset <= done:
+                piece = [record for record in piece if record.offset > done]
+            if piece:
+                self._absorb(piece)
+                n += len(piece)
         self.whole = True
-        return len(fresh)
+        return n
 
     def _absorb(self, records: Sequence[Record]) -> None:
         """Absorb a slice of records: decode all, look all up in the dedupe window, then fold run by run."""

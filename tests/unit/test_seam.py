@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+from collections.abc import Iterable
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import aiokafka
 import faust
@@ -109,7 +111,7 @@ def fetched_bytes(rng: random.Random) -> tuple[bytes, list[tuple[int, int]], int
             batch_size=1 << 20,
         )
         size = rng.randrange(1, 9)
-        for n in range(size):
+        for n in sorted({size - 1, *rng.sample(range(size), rng.randrange(size))} if rng.random() < 0.4 else range(size)):  # compaction leaves gaps
             builder.append(n, timestamp=n, key=b"k%d" % n, value=b"v%d" % (offset + n), headers=[])
         raw += offset.to_bytes(8, "big") + bytes(builder.build())[8:]
         if asked is None:
@@ -147,33 +149,51 @@ class Assigned:
         self.position = position
 
 
+def result_of(raw: bytes, aborted: list[tuple[int, int]], assigned: Assigned) -> tuple[aiokafka.TopicPartition, fetcher.FetchResult]:
+    """What aiokafka makes of such an answer."""
+    tp = aiokafka.TopicPartition("t", 0)
+    found = fetcher.PartitionRecords(tp, MemoryRecords(raw), list(aborted), assigned.position, None, None, True, fetcher.READ_COMMITTED)
+    return tp, fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
+
+
+def plainly(records: Iterable[Any]) -> list[tuple[int, int, bytes, bytes]]:
+    """What is read of records."""
+    return [(record.offset, record.timestamp, record.key, record.value) for record in records]
+
+
+@pytest.mark.parametrize("when", ["at once", "later", "not all"])
 @pytest.mark.parametrize("seed", range(200))
-def test_records_taken_by_batches_are_those_that_aiokafka_takes_one_by_one(seed: int) -> None:
+def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
+    monkeypatch.setattr(seam, "SLICE", rng.choice((1, 2, 3, 1024)))
     raw, aborted, position = fetched_bytes(rng)
-    limits = [rng.choice((None, 1, 2, 3, 5, 8)) for _ in range(60)]
-    taken: list[list[tuple[int, bytes, int]]] = []
-    for ours in (False, True):
-        tp = aiokafka.TopicPartition("t", 0)
-        assigned = Assigned(position)
-        found = fetcher.PartitionRecords(tp, MemoryRecords(raw), list(aborted), position, None, None, True, fetcher.READ_COMMITTED)
-        result = fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
-        calls: list[tuple[int, bytes, int]] = []
-        taken_from = seam.plain_records(SimpleNamespace(_records={tp: result})) if ours else {}
-        for limit in limits:
-            if not result.has_more():
-                break
-            before = assigned.position
-            taken_from.clear()
-            records = result.getall(limit)
-            assert not ours or taken_from == {tp: before}
-            assert limit is None or len(records) <= limit
-            calls += [(record.offset, record.value, record.timestamp) for record in records]
-            calls.append((assigned.position, b"position", len(records)))
-        assert not result.has_more()
-        taken.append(calls)
-    assert taken[0] == taken[1]
-    assert any(call[1] != b"position" for call in taken[0]) or aborted or position
+    theirs = Assigned(position)
+    _, result = result_of(raw, aborted, theirs)
+    expected = plainly(result.getall())
+    assigned = Assigned(position)
+    tp, result = result_of(raw, aborted, assigned)
+    seam.packed(SimpleNamespace(_records={tp: result}))
+    spans: list[seam.Packed] = []
+    found = []
+    while result.has_more():
+        limit, before = rng.choice((None, 1, 2, 3, 5, 8)), assigned.position
+        taken = result.getall(limit)
+        assert (taken.start, taken.end) == (before, assigned.position) and bool(taken) == (taken.end > taken.start)
+        assert limit is None or len(taken) <= limit
+        if when == "not all" and rng.random() < 0.3:  # refused, or of an ownership that has ended
+            expected = [record for record in expected if not taken.start <= record[0] < taken.end]
+            continue
+        spans.append(taken)
+        if when == "at once":
+            found.append(plainly(taken))
+    if when != "at once":
+        found = [plainly(taken) for taken in spans]
+    assert assigned.position == theirs.position
+    assert [record for one in found for record in one] == expected
+    for taken, records in zip(spans, found, strict=True):
+        assert all(taken.start <= record[0] < taken.end for record in records) and len(records) <= len(taken)
+        assert list(taken) == [], "they are there once"
+    assert expected or aborted or position or when == "not all"
 
 
 def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched() -> None:
@@ -189,14 +209,13 @@ def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched
             self._subscriptions = SimpleNamespace(fetch_context=nullcontext)
             self.n = 0
 
-        async def fetched_records(self, wanted: list[object], timeout: float, max_records: int | None) -> dict[object, list[object]]:
+        async def fetched_records(self, wanted: list[object], timeout: float, max_records: int | None) -> dict[object, Any]:
             self.n += 1
             assigned.position = 0 if self.n == 1 else assigned.position  # out of range: it goes to the log's start, which may be anywhere
-            found = fetcher.PartitionRecords(tp, MemoryRecords(raw), [], assigned.position, None, None, True, fetcher.READ_COMMITTED)
-            self._records[tp] = result = fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
             if self.n == 2:
                 return {}
-            return {tp: result.getall(1)}  # type: ignore[call-arg]
+            self._records[tp] = result = result_of(raw, [], assigned)[1]
+            return {tp: result.getall(1)}
 
     consumer = SimpleNamespace(_closed=False, _fetcher=Fetcher(), _subscription=SimpleNamespace(subscription=SimpleNamespace(assignment=assigned)))
     thread = SimpleNamespace(consumer=SimpleNamespace(flow_active=True))
@@ -205,6 +224,6 @@ def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched
         return asyncio.run(seam.Thread._fetch_records(thread, consumer, {TP("t", 0)}))
 
     ((start, end, records),) = fetch().values()
-    assert (start, end, len(records)) == (0, assigned.position, 1) and start < 100, "not from where the client had been"
+    assert (start, end, len(list(records))) == (0, assigned.position, 1) and start < 100, "not from where the client had been"
     assigned.position = 700
     assert fetch() == {}, "and nothing was taken from there"
