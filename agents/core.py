@@ -274,6 +274,11 @@ class Core:
         self._maybe_ready(shard)
         return shard
 
+    def aim(self, shard: Shard, changelog_end: int) -> None:
+        """It takes long to follow the changelog to where it ended at the gain: it is followed to where it ends now."""
+        if shard.goal is not None:
+            shard.goal = max(shard.goal, changelog_end)
+
     def lost(self, topic: str, number: int) -> None:
         """The partition is not ours any more; its rows stay, as a replica."""
         shard = self.shards.get((topic, number))

@@ -25,6 +25,7 @@ from faust.types import TP
 from mode import Service
 
 from streams.errors import ConfigError, PulsefoldError, TopicProblem
+from streams.topics import MIN_LAG_MS
 from tables.dedupe import IDS
 from tables.partition import GRAVE, Output, Partition, Schema, partitions_of
 from tables.rows import Row, parse_wire_key
@@ -44,6 +45,8 @@ IDENTITY_S = 5.0
 """Seconds between two looks at whether the source topics are still the same."""
 MAX_BEHIND = 200_000
 """Records a partition may be folded ahead of its writes before fetching pauses."""
+AIM_S = MIN_LAG_MS / 2000
+"""Seconds after which the end of a changelog that is not followed up to it yet is asked again. What is younger than the lag, brokers do not compact."""
 BEHIND, BEHIND_FLUSHES = 20_000, 4
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 
@@ -160,6 +163,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.on_refused: Callable[[], None] | None = None
         self.log_starts: dict[tuple[str, int], int] = {}
         self._admin: Any = None
+        self._aimed: dict[tuple[str, int], float] = {}
         self._promised: dict[Shard, tuple[int, int]] = {}
         self._passed: dict[Shard, int] = {}
 
@@ -327,6 +331,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         epochs = [shard.epoch for shard in shards]
         if not await self._same_topics():
             return
+        aimed = since_boot()
         changelog = {shard: TopicPartition(self.config.changelogs[shard.partition.topic], shard.partition.number) for shard in shards}
         sources = [TopicPartition(tp.topic, tp.partition) for tp in tps]
         ends = await self.insist(lambda: self.follower.end_offsets(list(changelog.values())), "the changelogs' ends could not be read")
@@ -348,6 +353,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             name = shard.partition.topic, shard.partition.number
             self.log_starts[name] = starts[TopicPartition(tp.topic, tp.partition)]
             gone[shard] = shard.n_gone
+            self._aimed[name] = aimed
             self.core.gained(*name, committed=committed, log_start=self.log_starts[name], changelog_end=ends[changelog[shard]])
             if self.rebuild is not None and self.rebuild is rebuild and shard is self.core.shards[name]:
                 self.rebuild.gained(*name, begins[name], ends[changelog[shard]])
@@ -554,6 +560,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         while not self.should_stop:
             packed(follower._fetcher)
             got = await follower.getmany(timeout_ms=200)
+            await self._aim_anew()
             for tp, taken in got.items():
                 records = list(taken)
                 positions[tp] = taken.end
@@ -817,6 +824,18 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             del shard.generations[generation]
         self.n["ended_rows"] += len(acks)
 
+    async def _aim_anew(self) -> None:
+        """Who was stopped while it followed the changelogs up to their ends at the gain, for hours, would miss rows that are compacted into later ones."""
+        now = since_boot()
+        late = {tp: shard for tp, shard in self.by_changelog.items() if shard.owned and not shard.ready and now - self._aimed.get(_name(shard), now) > AIM_S}
+        if late:
+            ends = await self.insist(lambda: self.follower.end_offsets(list(late)), "the changelogs' ends could not be read")
+            for tp, shard in late.items():
+                self._aimed[_name(shard)] = now
+                self.core.aim(shard, ends[tp])
+                if self.rebuild is not None:
+                    self.rebuild.core.aim(self.rebuild.core.shards[_name(shard)], ends[tp])
+
     async def _catch_up(self, positions: dict[TopicPartition, int]) -> None:
         """Let positions pass what is no record: control batches, compacted tails."""
         for tp, shard in list(self.by_changelog.items()):
@@ -971,3 +990,12 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             return shard.next
         rows = shard.partition.spaces[IDS.index].get("", {}).values()
         return max(max((row.applied for row in rows), default=-1) + 1, self._passed.get(shard, 0))
+
+
+def since_boot() -> float:
+    """Seconds by a clock that goes on while a process, or the machine, is stopped."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+
+
+def _name(shard: Shard) -> tuple[str, int]:
+    return shard.partition.topic, shard.partition.number

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from agents.core import AT, MARK, SERVED, Core, Served, record_of, scores_key, told_key
-from agents.engine import Engine, EngineConfig
+from agents.engine import AIM_S, Engine, EngineConfig, since_boot
 from agents.rebuild import Rebuild
 from agents.rules import Rules
 from agents.standings import Standings
@@ -51,6 +51,31 @@ def test_rows_of_two_settings_that_nobody_decided_about_are_refused_at_the_start
     read(engine, 1, written(**NEW))
     with pytest.raises(ConfigError, match="budget_daily_usd"):
         asyncio.run(engine._settle())
+
+
+def test_who_was_stopped_for_hours_while_it_read_a_changelog_reads_it_to_its_present_end_before_it_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would have read may be compacted into later rows: the reader of a row would be without what the row has already."""
+
+    class Ends:
+        async def end_offsets(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+            return dict.fromkeys(tps, 9)
+
+    engine = engine_of(**OLD)
+    engine.follower = Ends()
+    slow, done = engine.core.shards[("costs", 0)], engine.core.shards[("costs", 1)]
+    for shard in (slow, done):
+        engine._aimed[("costs", shard.partition.number)] = since_boot()
+        engine.core.gained("costs", shard.partition.number, committed=None, log_start=0, changelog_end=5)
+    engine.core.followed(done, (), 5)
+    asyncio.run(engine._aim_anew())
+    assert (slow.goal, done.goal, done.ready) == (5, 5, True), "nothing is asked where it goes as it should"
+    monkeypatch.setattr("agents.engine.since_boot", lambda: since_boot() + AIM_S + 1)
+    asyncio.run(engine._aim_anew())
+    assert (slow.goal, done.goal) == (9, 5)
+    engine.core.followed(slow, (), 5)
+    assert not slow.ready
+    engine.core.followed(slow, (), 9)
+    assert slow.ready
 
 
 def test_a_partition_that_has_only_rows_that_are_built_beside_ours_is_folded_by_who_gains_it() -> None:
