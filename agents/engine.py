@@ -34,7 +34,7 @@ from .board import Board
 from .core import SCHEMA, SERVED, Core, Flush, Refusal, Served, Shard, WrongIdentity
 from .generations import other_tables, remade
 from .rebuild import Rebuild
-from .seam import packed
+from .seam import packed, wait_at_most
 
 R = TypeVar("R")
 DOUBT_S = 2.0
@@ -47,6 +47,8 @@ MAX_BEHIND = 200_000
 """Records a partition may be folded ahead of its writes before fetching pauses."""
 AIM_S = MIN_LAG_MS / 2000
 """Seconds after which the end of a changelog that is not followed up to it yet is asked again. What is younger than the lag, brokers do not compact."""
+EAGER_MS, IDLE_MS, IDLE_S = 3, 25, 1.0
+"""Milliseconds that the embedded broker may wait before it answers a fetch; the longer where nothing was read for so many seconds."""
 BEHIND, BEHIND_FLUSHES = 20_000, 4
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 
@@ -122,8 +124,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.publishes = config.publishes
         self.publisher: str | None = None
         self.elect: Callable[[], str] | None = None
-        self.fetch_wait_ms = 200
         self.embedded = False
+        self.stirred_at = time.monotonic()
         self.partitions: dict[str, list[Partition]] = {}
         self.core = Core(())
         self.follower: Any = None
@@ -201,7 +203,6 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.prepare(counts, identities)
             if embedded:
                 self.embedded = True
-                self.fetch_wait_ms = 3  # the mock cluster answers a waiting fetch at its end only
             self.archive = self.config.archive(identities, embedded)
         if self.elect is not None:
             try:
@@ -278,6 +279,16 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.on_refused()
 
     # ---- asked by the seam
+
+    @property
+    def fetch_wait_ms(self) -> int:
+        """How long a broker may wait for something to answer a fetch with.
+
+        The embedded one waits to the end, even if something comes: short, and a little longer where nothing has come for a while.
+        """
+        if not self.embedded:
+            return 200
+        return EAGER_MS if time.monotonic() - self.stirred_at < IDLE_S else IDLE_MS
 
     def is_source(self, topic: str) -> bool:
         """Whether this Kafka topic is one of ours."""
@@ -416,7 +427,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self._refused.add(shard)
             self.log.warning("%s/%s: fetched from %s, folded up to %s: fetching again", tp.topic, tp.partition, start, done.seek)
         else:
-            self._absorbed_at = time.monotonic()
+            self._absorbed_at = self.stirred_at = time.monotonic()
             self.n["records"] += done
             if not self.publishes:
                 shard.partition.outputs.clear()
@@ -559,7 +570,10 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         positions = dict(self.restore_start)
         while not self.should_stop:
             packed(follower._fetcher)
+            wait_at_most(follower._fetcher, min(100, self.fetch_wait_ms))
             got = await follower.getmany(timeout_ms=200)
+            if got:
+                self.stirred_at = time.monotonic()
             await self._aim_anew()
             for tp, taken in got.items():
                 records = list(taken)

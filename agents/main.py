@@ -68,6 +68,7 @@ def worker(flags: dict[str, Any]) -> int:
     from .access import security
     from .app import build, check_settings, load_settings
     from .repeats import condense
+    from .seam import Worker
 
     toml = flags.pop("config", None)
     settings = load_settings(flags, toml)
@@ -82,8 +83,6 @@ def worker(flags: dict[str, Any]) -> int:
         return 2
     check_address(settings.get("web_host"), settings.get("web_port"))
     check_folder(settings.get("data_dir"))
-    import faust
-
     app = build(settings)
     level = settings.get("log_level")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
@@ -91,7 +90,7 @@ def worker(flags: dict[str, Any]) -> int:
         condense("aiokafka")
     if level == "info":  # a few lines of our own, and what is wrong; each start and stop of each part of Faust is for debug
         tell(app, settings)
-    run = faust.Worker(app, loglevel="WARNING" if level == "info" else level.upper(), quiet=True, redirect_stdouts=False)
+    run = Worker(app, loglevel="WARNING" if level == "info" else level.upper(), quiet=True, redirect_stdouts=False)
     run.spinner = None  # it would write escape sequences into logs
     app.engine.on_refused = lambda: signal.raise_signal(signal.SIGTERM)
     try:

@@ -120,6 +120,7 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
             raise ConsumerStoppedError()
         wanted = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in active_partitions]
         packed(fetcher)
+        wait_at_most(fetcher, self.app.engine.fetch_wait_ms)
         with fetcher._subscriptions.fetch_context():
             got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
         # its own start, not the position before the wait: out of range, the client goes to the log's start by itself, and what it passes over was not fetched
@@ -177,6 +178,11 @@ def packed(fetcher: Any) -> None:
     """Let what is fetched come as `Packed` records: to be called before anything is taken of a consumer's fetcher."""
     if fetcher._records.__class__ is not _Fetched:
         fetcher._records = _Fetched(fetcher._records)
+
+
+def wait_at_most(fetcher: Any, wait_ms: int) -> None:
+    """How long a broker may wait for something to answer with, from the next request on; aiokafka lets it be chosen at the start only."""
+    fetcher._fetch_max_wait_ms = wait_ms
 
 
 class Packed:
@@ -528,6 +534,14 @@ class Runner(web.AppRunner):
 
         server.connection_made = connection_made
         return server
+
+
+class Worker(faust.Worker):  # type: ignore[misc]  # faust is untyped here
+    """Runs the app until it is told to stop."""
+
+    async def _sentinel_task(self) -> None:
+        """Faust sleeps a second before it closes its loop; what is left there was cancelled, and needs a turn."""
+        await asyncio.sleep(0.05)
 
 
 class App(faust.App):  # type: ignore[misc]  # faust is untyped here

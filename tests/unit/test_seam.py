@@ -41,6 +41,7 @@ from streams.settings import load
         (seam.Tables, TableManager, ["add", "_update_channels"]),
         (seam.Boot, BootStrategy, ["kafka_consumer"]),
         (seam.App, faust.App, ["on_webserver_init"]),
+        (seam.Worker, faust.Worker, ["_sentinel_task"]),
     ],
 )
 def test_what_is_overridden_is_there_and_takes_the_same_parameters(ours: type, theirs: type, names: list[str]) -> None:
@@ -69,6 +70,7 @@ def test_the_private_parts_we_lean_on_are_there() -> None:
     assert {"beginning_offsets", "end_offsets", "position", "getmany"} <= set(dir(aiokafka.AIOKafkaConsumer))
     assert list(inspect.signature(fetcher.PartitionRecords._consumer_record).parameters) == ["self", "tp", "record"]
     assert {"offset", "timestamp", "key", "value", "headers"} <= set(dir(DefaultRecord))
+    assert "self._fetch_max_wait_ms," in inspect.getsource(fetcher.Fetcher._get_actions_per_node)
     assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher) and "self._records = " not in inspect.getsource(
         fetcher.Fetcher._fetch_requests_routine
     )
@@ -218,7 +220,7 @@ def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched
             return {tp: result.getall(1)}
 
     consumer = SimpleNamespace(_closed=False, _fetcher=Fetcher(), _subscription=SimpleNamespace(subscription=SimpleNamespace(assignment=assigned)))
-    thread = SimpleNamespace(consumer=SimpleNamespace(flow_active=True))
+    thread = SimpleNamespace(consumer=SimpleNamespace(flow_active=True), app=SimpleNamespace(engine=SimpleNamespace(fetch_wait_ms=200)))
 
     def fetch() -> dict[TP, seam.Span]:
         return asyncio.run(seam.Thread._fetch_records(thread, consumer, {TP("t", 0)}))
