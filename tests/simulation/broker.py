@@ -59,8 +59,8 @@ class Broker:
         identity: of the source topic.
         log: records; what retention removed is still here, below `start`.
         gone: [start, end) of what was removed before anybody had folded it.
-        changelog: (offset, key, value, step).
-        newest: changelog key -> highest version that was ever appended.
+        changelog: (offset, key, value).
+        newest, graves: changelog key -> highest version that was ever appended, of any row and of graves.
         buried: (generation, tenant) -> highest version of a grave.
         highest, whole: version of the newest row or output, and of the newest of the rows that are written last: below it everything is durable.
         committed: the group's offset.
@@ -71,9 +71,10 @@ class Broker:
     start: int = 0
     end: int = 0
     gone: list[tuple[int, int]] = field(default_factory=list)
-    changelog: list[tuple[int, bytes, bytes | None, int]] = field(default_factory=list)
+    changelog: list[tuple[int, bytes, bytes | None]] = field(default_factory=list)
     changelog_end: int = 0
     newest: dict[bytes, int] = field(default_factory=dict)
+    graves: dict[bytes, int] = field(default_factory=dict)
     buried: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
     highest: int = -1
     whole: int = -1
@@ -92,7 +93,7 @@ class Broker:
         records = self.log[first : first + most]
         return records, self.log[first + most].offset if first + most < len(self.log) else self.end
 
-    def append(self, key: bytes, value: bytes | None, step: int) -> None:
+    def append(self, key: bytes, value: bytes | None) -> None:
         """Append to the changelog."""
         if value is not None and len(value) >= HEAD.size and not key.startswith(UNVERSIONED):
             version = HEAD.unpack_from(value)[0]
@@ -105,7 +106,8 @@ class Broker:
             if len(value) == HEAD.size:
                 place = buried_of(key)
                 self.buried[place] = max(version, self.buried.get(place, -1))
-        self.changelog.append((self.changelog_end, key, value, step))
+                self.graves[key] = max(version, self.graves.get(key, -1))
+        self.changelog.append((self.changelog_end, key, value))
         self.changelog_end += 1
 
     def read(self, position: int, most: int) -> tuple[list[tuple[bytes, bytes | None]], int]:
@@ -116,10 +118,25 @@ class Broker:
         records = self.changelog[first : first + most]
         return [(r[1], r[2]) for r in records], records[-1][0] + 1 if len(records) == most else self.changelog_end
 
-    def compact(self, step: int, lag: int) -> None:
-        """Keep the last record of each key, but touch nothing younger than `lag` steps."""
-        newest = {record[1]: record[0] for record in self.changelog}
-        self.changelog = [r for r in self.changelog if newest[r[1]] == r[0] or r[3] > step - lag]
+    def compact(self, upto: int | None = None) -> None:
+        """Of the changelog below an offset keep the last record of each key; of a key whose last is not its newest, all.
+
+        A changelog's lag is so long: nobody takes longer to repair what a zombie wrote, or to read what was there when it began.
+
+        Args:
+            upto: offset; None: the last record of every key is kept, and nothing else.
+        """
+        below = len(self.changelog) if upto is None else bisect_left(self.changelog, upto, key=first_of)
+        head = self.changelog[:below]
+        last = {record[1]: record for record in head}
+        kept = set() if upto is None else {key for key, record in last.items() if key.startswith(UNVERSIONED) or not self.is_newest(key, record[2])}
+        self.changelog[:below] = [record for record in head if record[1] in kept or last[record[1]] is record]
+
+    def is_newest(self, key: bytes, value: bytes | None) -> bool:
+        """Whether a value is the row of the highest version that was ever appended, or the tombstone of its grave."""
+        if value is None:
+            return self.graves.get(key, -1) == self.newest.get(key, -1)
+        return HEAD.unpack_from(value)[0] == self.newest[key]
 
     def lost(self, start: int, end: int) -> int:
         """How many offsets of [start, end) are gone for good."""

@@ -440,4 +440,5 @@ def planted() -> list[Planted]:
     found = [Planted(bug.__name__, bug.__doc__ or "", ALL, {"core_type": bug}) for bug in MUTANTS]
     found += [Planted(bug.__name__, bug.__doc__ or "", REBUILDS, {"core_type": bug}) for bug in SWAPPED]
     found += [Planted(bug.__name__, bug.__doc__ or "", REBUILDS, {"beside_type": bug}) for bug in BESIDE]
-    return [*found, Planted("(broken seek)", "A seek does nothing.", ALL, {"broken_seek": True})]
+    found.append(Planted("(broken seek)", "A seek does nothing.", ALL, {"broken_seek": True}))
+    return [*found, Planted("(no lag)", "The brokers compact rows that are younger than the lag of the changelog.", ALL, {"no_lag": True})]

@@ -122,7 +122,7 @@ class Recreated(World):
             worker.paused_until = -1
             if worker.stopped is None:
                 self.same(worker)
-        made_of_another = any(value is not None and not key.startswith(b"schema|") for b in self.brokers for _, key, value, _ in b.changelog)
+        made_of_another = any(value is not None and not key.startswith(b"schema|") for b in self.brokers for _, key, value in b.changelog)
         for worker in self.workers:
             self.restart(worker, made_of_another=made_of_another)
         for writing in chain(self.orphans, *(worker.writing for worker in self.workers)):
@@ -132,7 +132,7 @@ class Recreated(World):
         for broker, truth in zip(self.brokers, self.former, strict=True):
             false = broker.published - truth.known - self.truth[OLD.generation][truth.n].known
             assert not false, f"partition {truth.n}: outputs false {sorted(false)[:2]}"
-            broker.changelog, broker.newest, broker.buried, broker.outputs, broker.published = [], {}, {}, [], set()
+            broker.changelog, broker.newest, broker.graves, broker.buried, broker.outputs, broker.published = [], {}, {}, {}, [], set()
             broker.changelog_end = 0
             broker.committed, broker.highest, broker.whole = None, -1, -1
         self.truth = {OLD.generation: [Truth(n, self.parts, broker, OLD) for n, broker in enumerate(self.brokers)]}
@@ -152,5 +152,5 @@ class Recreated(World):
         for n in range(self.parts):
             self.follow(worker, n, 1 << 30)
         if made_of_another and worker.stopped is None:
-            mine = [value for b in self.brokers for _, key, value, _ in b.changelog if value is not None and not key.startswith(b"schema|")]
+            mine = [value for b in self.brokers for _, key, value in b.changelog if value is not None and not key.startswith(b"schema|")]
             assert all(int.from_bytes(value[8:12], "big") == self.brokers[0].identity for value in mine), f"{worker.name} takes rows of another topic"

@@ -29,7 +29,7 @@ def shrunk(world_of: Callable[[Set[int]], World]) -> World:
 
     world = failing(frozenset())
     assert world is not None, "it does not fail"
-    every = frozenset(range(3 * world.profile.steps))
+    every = frozenset(range(world.acts))
     kept, size, tries = sorted(every), len(every) // 2, MOST_TRIES
     while size and tries:
         begin = 0

@@ -101,7 +101,7 @@ class Truth:
     def check_kept(self) -> None:
         """At the end: what was cleared has nothing but tombstones on the changelog."""
         live = {wire_key(*key) for key in rows_of(self.partition)}
-        kept = {key for _, key, value, _ in self.broker.changelog if value is not None and not key.startswith(UNVERSIONED)}
+        kept = {key for _, key, value in self.broker.changelog if value is not None and not key.startswith(UNVERSIONED)}
         assert kept <= live, f"partition {self.n}: still on the changelog {sorted(kept - live)[:3]}"
 
 

@@ -91,7 +91,7 @@ class Upgraded(World):
         """`Engine.decide`."""
         known = cores[0].served
         served = Served(1 if known is None else known.n + 1, generation, former)
-        self.brokers[0].append(SERVED, msgspec.json.encode(served), self.step)
+        self.brokers[0].append(SERVED, msgspec.json.encode(served))
         for core in cores:
             core.served = served
 
@@ -131,7 +131,7 @@ class Upgraded(World):
         served = core.served
         if core.outdated and shard.ready and served is not None and served.generation == shard.partition.schema.generation:
             core.outdated = False
-            self.brokers[0].append(SERVED, msgspec.json.encode(served), self.step)
+            self.brokers[0].append(SERVED, msgspec.json.encode(served))
         if worker.beside is not None:
             worker.beside.heed(served)
             assert not worker.beside.over, "it was decided for what nobody was started with"
@@ -171,7 +171,7 @@ class Upgraded(World):
                 records, end = broker.records(shard.next, 1 + self.below(20))
                 worker.beside.fold(shard, shard.epoch, shard.next, end, records)
         for shard, key, value in worker.beside.unsaid():
-            self.brokers[shard.partition.number].append(key, value, self.step)
+            self.brokers[shard.partition.number].append(key, value)
 
     def do_judge(self) -> None:
         """`Rebuild._judge`, and `Engine.swap`."""
@@ -222,7 +222,7 @@ class Upgraded(World):
         ending = worker.core.comparing(shard)
         whole = self.rng.random() < 0.7
         for key, value in ending if whole else ending[: self.below(len(ending)) + 1]:
-            broker.append(key, value, self.step)
+            broker.append(key, value)
         if whole:
             worker.core.compared(shard)
             self.seek(worker, n, shard.next)
@@ -235,7 +235,7 @@ class Upgraded(World):
         for shard, broker in zip(worker.shards, self.brokers, strict=True):
             if shard.ready and not shard.told and shard.generations.keys() - {MINE}:
                 live: dict[bytes, None] = {}
-                for _, key, value, _ in broker.changelog:
+                for _, key, value in broker.changelog:
                     table, tenant, _ = parse_wire_key(key)
                     if key != SERVED and (tenant if table == SCHEMA else table.rpartition(".")[2]) != MINE:
                         live.pop(key, None)
@@ -244,7 +244,7 @@ class Upgraded(World):
                 ended = sorted(live, key=lambda key: key.startswith(SCHEMA.encode() + b"|"))
                 whole = self.rng.random() < 0.7
                 for key in ended if whole else ended[: self.below(len(ended) + 1)]:
-                    broker.append(key, None, self.step)
+                    broker.append(key, None)
                 if whole:
                     shard.generations = {MINE: shard.generations[MINE]} if MINE in shard.generations else {}
 

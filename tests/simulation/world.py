@@ -55,6 +55,7 @@ class Worker:
         beside: what it builds beside, if it does.
         schema: what it was started to serve.
         position: next changelog offset to follow, by partition.
+        read: the changelog's end when it had read all of it last, or when it started.
         fetch: next source offset to fetch.
         owed: the changelog's end at the last gain.
         gone: what was told to be gone before the last gain.
@@ -74,6 +75,7 @@ class Worker:
         self.shards = list(self.core.shards.values())
         self.beside: Beside | None = None
         self.position = [0] * self.world.parts
+        self.read = [broker.changelog_end for broker in self.world.brokers]
         self.fetch = [0] * self.world.parts
         self.owed = [0] * self.world.parts
         self.gone = [0] * self.world.parts
@@ -142,7 +144,6 @@ class Profile:
     )
     events: int = 60
     steps: int = 260
-    lag_steps: int = 400
 
 
 class World:
@@ -152,8 +153,12 @@ class World:
         seed: everything follows from it.
         core_type: the core, or a planted bug.
         broken_seek: planted bug of the I/O: seeks do nothing.
+        no_lag: planted bug of the brokers: they compact what is younger than the lag.
         beside_type: what decides of a rebuild, or a planted bug.
         skipped: places in the schedule at which nothing happens.
+
+    Attributes:
+        acts: how much happens. What is found by much is mostly found by little too, and four short schedules begin four times.
     """
 
     also: ClassVar[Mapping[str, float]] = {}
@@ -167,6 +172,7 @@ class World:
         core_type: Callable[..., Core] = Core,
         *,
         broken_seek: bool = False,
+        no_lag: bool = False,
         beside_type: type[Beside] = Beside,
         profile: Profile | None = None,
         parts: int = 2,
@@ -175,6 +181,7 @@ class World:
         self.rng = random.Random(seed)
         self.core_type = core_type
         self.broken_seek = broken_seek
+        self.no_lag = no_lag
         self.beside_type = beside_type
         self.profile = profile or Profile()
         self.parts = parts
@@ -186,6 +193,7 @@ class World:
         self.group = Group(self)
         self.produced = 0
         self.clears = self.pick((0, 0.05, 0.2))
+        self.acts = int(3 * self.profile.steps * self.pick((0.25, 0.25, 0.5, 1)))
         self.truth = {OLD.generation: [Truth(n, parts, broker, OLD) for n, broker in enumerate(self.brokers)]}
         self.skipped = skipped
         self.begun: list[str] = []
@@ -203,7 +211,7 @@ class World:
         weights = self.profile.weights | self.also
         names = list(weights)
         acts = {name: getattr(self, "do_" + name) for name in names}
-        drawn = self.rng.choices(names, cum_weights=list(accumulate(weights.values())), k=3 * self.profile.steps)
+        drawn = self.rng.choices(names, cum_weights=list(accumulate(weights.values())), k=self.acts)
         for at, name in enumerate(drawn):
             if at not in self.skipped:
                 self.step = at // 3
@@ -310,7 +318,8 @@ class World:
         )
 
     def do_compact(self) -> None:
-        self.brokers[self.below(self.parts)].compact(self.step, self.profile.lag_steps)
+        n = self.below(self.parts)
+        self.brokers[n].compact(None if self.no_lag else min(worker.read[n] for worker in self.workers))
 
     # ---- what workers do
 
@@ -396,7 +405,7 @@ class World:
             for key, value in rows:
                 if value is not None and not key.startswith(UNVERSIONED):
                     truth.check_row(key, value)
-                broker.append(key, value, self.step)
+                broker.append(key, value)
 
     def do_ack(self) -> None:
         worker = self.worker()
@@ -423,7 +432,10 @@ class World:
 
     def follow(self, worker: Worker, n: int, most: int) -> None:
         """Read on in a changelog partition."""
-        records, worker.position[n] = self.brokers[n].read(worker.position[n], most)
+        broker = self.brokers[n]
+        records, worker.position[n] = broker.read(worker.position[n], most)
+        if worker.position[n] == broker.changelog_end:
+            worker.read[n] = broker.changelog_end
         shard = worker.shard(n)
         was = shard.ready
         if not records and shard.followed == worker.position[n] and (was or not shard.owned):
@@ -539,7 +551,7 @@ class World:
         self.catch_up()
         late = Worker(self, "late", self.workers[0].schema)
         for n, broker in enumerate(self.brokers):
-            broker.compact(self.step, 0)
+            broker.compact()
             self.follow(late, n, 1 << 30)
         self.workers.append(late)
 
