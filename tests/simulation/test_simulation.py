@@ -42,7 +42,7 @@ def test_of_a_schedule_that_fails_little_is_left() -> None:
     with pytest.raises(AssertionError):
         whole.run()
     world = shrunk(lambda skipped: world_of(found[0], BelievesOwnRows, skipped=skipped))
-    assert {"produce", "deliver", "take", "write"} <= set(world.begun) and len(world.begun) < len(whole.begun) / 3, world.begun
+    assert {"produce", "deliver", "take"} <= set(world.begun) and len(world.begun) < len(whole.begun) / 5, world.begun
 
 
 def test_a_seed_always_gives_the_same_schedule() -> None:

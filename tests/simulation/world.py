@@ -31,6 +31,7 @@ from .group import Group
 from .truth import Truth
 
 T = TypeVar("T")
+MASK = (1 << 64) - 1
 START_MS = 1_772_409_600_000
 encoded = msgspec.json.Encoder().encode
 
@@ -45,6 +46,29 @@ class Writing:
     outputs: list[Output]
     rows: list[tuple[bytes, bytes | None]]
     lost_ack: bool = False
+
+
+class Draws:
+    """Random numbers, anew for each act: what is left out of a schedule does not change what the others draw.
+
+    A linear congruential generator, begun by the mixing of SplitMix64 (Steele, Lea and Flood 2014).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed + 1
+        self.begin(-1)
+
+    def begin(self, act: int) -> None:
+        """The numbers of an act."""
+        mixed = (self.seed * 0x9E3779B97F4A7C15 + act * 0xD1B54A32D192ED03) & MASK
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & MASK
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & MASK
+        self.state = mixed ^ mixed >> 31
+
+    def random(self) -> float:
+        """The next one, from 0 up to and without 1."""
+        self.state = (self.state * 6364136223846793005 + 1442695040888963407) & MASK
+        return (self.state >> 11) * 2.0**-53
 
 
 class Worker:
@@ -178,7 +202,8 @@ class World:
         parts: int = 2,
         skipped: Set[int] = frozenset(),
     ) -> None:
-        self.rng = random.Random(seed)
+        self.seed = seed
+        self.rng = Draws(seed)
         self.core_type = core_type
         self.broken_seek = broken_seek
         self.no_lag = no_lag
@@ -211,11 +236,12 @@ class World:
         weights = self.profile.weights | self.also
         names = list(weights)
         acts = {name: getattr(self, "do_" + name) for name in names}
-        drawn = self.rng.choices(names, cum_weights=list(accumulate(weights.values())), k=self.acts)
+        drawn = random.Random(self.seed).choices(names, cum_weights=list(accumulate(weights.values())), k=self.acts)
         for at, name in enumerate(drawn):
             if at not in self.skipped:
                 self.step = at // 3
                 self.begun.append(name)
+                self.rng.begin(at)
                 acts[name]()
         self.heal()
         self.check()
