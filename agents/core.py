@@ -274,7 +274,7 @@ class Core:
         self._maybe_ready(shard)
         return shard
 
-    def aim(self, shard: Shard, changelog_end: int) -> None:
+    def follow_to(self, shard: Shard, changelog_end: int) -> None:
         """It takes long to follow the changelog to where it ended at the gain: it is followed to where it ends now."""
         if shard.goal is not None:
             shard.goal = max(shard.goal, changelog_end)
@@ -352,9 +352,9 @@ class Core:
         """Fold what was fetched from the positions [start, end).
 
         Returns the number of records that were new, `Refusal` where the chunk does not continue, None where it belongs to
-        an earlier ownership.
+        an earlier ownership, or was fetched before a swap after which is first to be told what stands differently.
         """
-        if epoch != shard.epoch or not shard.ready:
+        if epoch != shard.epoch or not shard.ready or (shard.told and self.differing(shard)):
             return None
         if start > shard.next:
             shard.n_refused += 1
@@ -392,6 +392,10 @@ class Core:
     def differing(self, shard: Shard) -> bool:
         """Whether what stands differently is to be told now, by the owner, who folds nothing new before."""
         return bool(shard.told) and shard.ready and not shard.building and shard.next >= max(shard.publish_from, shard.alerts_from)
+
+    def trails(self, shard: Shard) -> bool:
+        """Whether rows of a former owner, which landed after the gain, are ahead of what is folded here."""
+        return shard.ready and max((row.logged for row in shard.partition.spaces[IDS.index].get("", {}).values()), default=-1) >= shard.next
 
     def comparing(self, shard: Shard) -> list[tuple[bytes, bytes | None]]:
         """What is to be written, in this order, when what stands differently is told: that it is, then the end of what was kept for it."""

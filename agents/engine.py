@@ -165,7 +165,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.on_refused: Callable[[], None] | None = None
         self.log_starts: dict[tuple[str, int], int] = {}
         self._admin: Any = None
-        self._aimed: dict[tuple[str, int], float] = {}
+        self._asked: dict[tuple[str, int], float] = {}
+        self._restore_asked = 0.0
         self._promised: dict[Shard, tuple[int, int]] = {}
         self._passed: dict[Shard, int] = {}
 
@@ -231,6 +232,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.follower.assign(followed)
         await self.follower.seek_to_beginning(*followed)
         self.restore_start = dict(await self.follower.beginning_offsets(followed))
+        self._restore_asked = since_boot()
         self.restore_goal = dict(await self.follower.end_offsets(followed))
 
     async def _partitions_of(self, topic: str) -> int:
@@ -303,9 +305,13 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         shard = self.shard(tp)
         if shard is None:
             return True
-        if self.held or (shard.told and self.core.differing(shard)):
+        if (self.held and not self._trails(shard)) or (shard.told and self.core.differing(shard)):
             return False
         return shard.ready and not self._dead and (shard.safe is None or shard.next - shard.safe < MAX_BEHIND)
+
+    def _trails(self, shard: Shard) -> bool:
+        """Whether it is to be folded even during a swap: whoever only follows its rows waits for the tables that are built to be as far."""
+        return self.rebuild is not None and self.rebuild.plan.swapping and self.core.trails(shard)
 
     def seeks(self) -> dict[TP, int]:
         """Positions to fetch from, asked once each."""
@@ -342,7 +348,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         epochs = [shard.epoch for shard in shards]
         if not await self._same_topics():
             return
-        aimed = since_boot()
+        asked = since_boot()
         changelog = {shard: TopicPartition(self.config.changelogs[shard.partition.topic], shard.partition.number) for shard in shards}
         sources = [TopicPartition(tp.topic, tp.partition) for tp in tps]
         ends = await self.insist(lambda: self.follower.end_offsets(list(changelog.values())), "the changelogs' ends could not be read")
@@ -361,10 +367,13 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 continue
             if shard.epoch != epoch or self.shard(tp) is not shard:
                 continue  # lost again meanwhile
+            if since_boot() - asked > AIM_S:
+                self.add_future(self._gain([tp]))  # stopped for so long: what was read meanwhile may be compacted into later rows than those
+                continue
             name = shard.partition.topic, shard.partition.number
             self.log_starts[name] = starts[TopicPartition(tp.topic, tp.partition)]
             gone[shard] = shard.n_gone
-            self._aimed[name] = aimed
+            self._asked[name] = asked
             self.core.gained(*name, committed=committed, log_start=self.log_starts[name], changelog_end=ends[changelog[shard]])
             if self.rebuild is not None and self.rebuild is rebuild and shard is self.core.shards[name]:
                 self.rebuild.gained(*name, begins[name], ends[changelog[shard]])
@@ -415,7 +424,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     def absorb(self, tp: TP, chunk: tuple[int, int, int, Iterable[Any]]) -> None:
         """Fold one fetched chunk."""
         shard = self.shard(tp)
-        if shard is None or self._dead or self.held:
+        if shard is None or self._dead or (self.held and not self._trails(shard)):
             return  # what is dropped is fetched again
         epoch, start, end, records = chunk
         done = self.core.chunk(shard, epoch, start, end, records)
@@ -574,7 +583,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             got = await follower.getmany(timeout_ms=200)
             if got:
                 self.stirred_at = time.monotonic()
-            await self._aim_anew()
+            await self._ask_ends_again()
             for tp, taken in got.items():
                 records = list(taken)
                 positions[tp] = taken.end
@@ -838,17 +847,23 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             del shard.generations[generation]
         self.n["ended_rows"] += len(acks)
 
-    async def _aim_anew(self) -> None:
-        """Who was stopped while it followed the changelogs up to their ends at the gain, for hours, would miss rows that are compacted into later ones."""
+    async def _ask_ends_again(self) -> None:
+        """Where following to an end takes longer than half of the least lag, ask for the end as it is now.
+
+        Who was stopped for hours on its way there would miss rows that are compacted into later ones.
+        """
         now = since_boot()
-        late = {tp: shard for tp, shard in self.by_changelog.items() if shard.owned and not shard.ready and now - self._aimed.get(_name(shard), now) > AIM_S}
+        late = {tp: shard for tp, shard in self.by_changelog.items() if shard.owned and not shard.ready and now - self._asked.get(_name(shard), now) > AIM_S}
         if late:
             ends = await self.insist(lambda: self.follower.end_offsets(list(late)), "the changelogs' ends could not be read")
             for tp, shard in late.items():
-                self._aimed[_name(shard)] = now
-                self.core.aim(shard, ends[tp])
+                self._asked[_name(shard)] = now
+                self.core.follow_to(shard, ends[tp])
                 if self.rebuild is not None:
-                    self.rebuild.core.aim(self.rebuild.core.shards[_name(shard)], ends[tp])
+                    self.rebuild.core.follow_to(self.rebuild.core.shards[_name(shard)], ends[tp])
+        if not self.restored and now - self._restore_asked > AIM_S:
+            self._restore_asked = now
+            self.restore_goal = dict(await self.insist(lambda: self.follower.end_offsets(list(self.restore_goal)), "the changelogs' ends could not be read"))
 
     async def _catch_up(self, positions: dict[TopicPartition, int]) -> None:
         """Let positions pass what is no record: control batches, compacted tails."""
@@ -1007,7 +1022,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
 
 def since_boot() -> float:
-    """Seconds by a clock that goes on while a process, or the machine, is stopped."""
+    """Seconds by a clock that goes on while a process is stopped, or the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 

@@ -203,7 +203,7 @@ class Packed:
     def __init__(self, start: int, end: int, parts: list[tuple[_Batch, int, int]], most: int) -> None:
         self.start = start
         self.end = end
-        self._parts = parts
+        self._parts: list[tuple[_Batch, int, int]] | None = parts
         self._most = most
 
     def __bool__(self) -> bool:
@@ -217,7 +217,9 @@ class Packed:
         return chain.from_iterable(self._pieces())
 
     def _pieces(self) -> Iterator[list[Any]]:
-        parts, self._parts = self._parts, []
+        parts, self._parts = self._parts, None
+        if parts is None:
+            raise RuntimeError("packed records are unpacked once")
         for batch, start, end in parts:
             yield from batch.pieces(start, end)
 
@@ -259,11 +261,12 @@ class _Batch:
     Its records are read in order, by one reader after the other; what one has read too far the next finds.
     """
 
-    __slots__ = ("_ahead", "_batch", "_records", "offset")
+    __slots__ = ("_ahead", "_batch", "_passed", "_records", "offset")
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
         self._ahead: list[Any] = []
+        self._passed = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
@@ -272,12 +275,15 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[_Batch]:
-        self._records = islice(self._batch, None)  # uncompressed here, in the thread that fetches; it may not be begun twice, as `iter` of a part would
+        self._records = islice(self._batch, None)  # uncompressed here, in the thread that fetches; begun once, since aiokafka's batch refuses a second `iter`
         self.offset = self._batch.next_offset - 1
         yield self
 
     def pieces(self, start: int, end: int) -> Iterator[list[Any]]:
         """The records of these positions, as many at a time as are folded at once."""
+        if start < self._passed:
+            raise RuntimeError(f"what lies before {self._passed} was passed over, asked is for {start}")
+        self._passed = end
         while True:
             piece = self._ahead or list(islice(self._records, SLICE))
             if not piece:

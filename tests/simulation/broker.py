@@ -119,7 +119,7 @@ class Broker:
         return [(r[1], r[2]) for r in records], records[-1][0] + 1 if len(records) == most else self.changelog_end
 
     def compact(self, upto: int | None = None) -> None:
-        """Of the changelog below an offset keep the last record of each key; of a key whose last is not its newest, all.
+        """Of the changelog below an offset keep the last record of each key; all of a key whose last of all is not its newest.
 
         A changelog's lag is so long: nobody takes longer to repair what a zombie wrote, or to read what was there when it began.
 
@@ -129,18 +129,18 @@ class Broker:
         below = len(self.changelog) if upto is None else bisect_left(self.changelog, upto, key=first_of)
         head = self.changelog[:below]
         last = {record[1]: record for record in head}
-        kept = set() if upto is None else {key for key, record in last.items() if key.startswith(UNVERSIONED) or not self.is_newest(key, record[2])}
+        kept: set[bytes] = set()
+        if upto is not None:
+            kept = {record[1] for record in {record[1]: record for record in self.changelog}.values() if not self.is_newest(record[1], record[2])}
         self.changelog[:below] = [record for record in head if record[1] in kept or last[record[1]] is record]
 
     def is_newest(self, key: bytes, value: bytes | None) -> bool:
         """Whether a value is the row of the highest version that was ever appended, or the tombstone of its grave."""
+        if key.startswith(UNVERSIONED):
+            return True
         if value is None:
             return self.graves.get(key, -1) == self.newest.get(key, -1)
         return HEAD.unpack_from(value)[0] == self.newest[key]
-
-    def lost(self, start: int, end: int) -> int:
-        """How many offsets of [start, end) are gone for good."""
-        return sum(max(0, min(end, until) - max(start, since)) for since, until in self.gone)
 
     def recreate(self) -> None:
         """The source topic is deleted and made again: nothing is on its log, and the group has no offset of it any more."""

@@ -18,6 +18,7 @@ class Truth:
         parts: how many there are.
 
     Attributes:
+        log, gone: of the topic as it is now; when it is made again its broker has others.
         states: (changelog key, version) -> the row as it must be written.
         changes: (offset, changelog key, version) of each change of a row.
         outputs: of the fold, in order.
@@ -27,6 +28,7 @@ class Truth:
         self.n = n
         self.broker = broker
         self.log = broker.log
+        self.gone = broker.gone
         self.partition = Ordered("judgments", n, schema, count=parts, bounds=BOUNDS, identity=broker.identity)
         self.states: dict[tuple[bytes, int], bytes] = {}
         self.changes: list[tuple[int, bytes, int]] = []
@@ -43,7 +45,7 @@ class Truth:
         while self._at < len(log) and log[self._at].offset < upto:
             record = log[self._at]
             self._at += 1
-            if self.broker.gone and self.broker.lost(record.offset, record.offset + 1):
+            if self.gone and self.lost(record.offset, record.offset + 1):
                 continue
             partition.absorb([record])
             self.n_folded += 1
@@ -55,6 +57,10 @@ class Truth:
                 self.outputs += found
                 self.known.update(found)
                 partition.outputs = []
+
+    def lost(self, start: int, end: int) -> int:
+        """How many offsets of [start, end) are gone for good."""
+        return sum(max(0, min(end, until) - max(start, since)) for since, until in self.gone)
 
     def check_row(self, key: bytes, value: bytes) -> None:
         """A row is written: it must be that of the pure fold at its version, to the last bit."""

@@ -5,7 +5,8 @@ What is decided is the product's own (`agents.core`, `agents.beside`); what is s
 
 Nothing is removed from the log here: a log without its start cannot be folded anew, and is refused. What an owner that slept through the
 swap tells by the former setting when it wakes stands, and so does what an owner folds by the former rows when it gets a partition back from
-one that has swapped and compared already, as docs/upgrades.md says; the alerts of these are left out of what must hold.
+one that has swapped and compared already, as docs/upgrades.md says; and of an alert that a builder had found further on than another compared,
+when its rows landed after that, no message may come. The alerts of these are left out of what must hold.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from agents.core import MARK, SCHEMA, SERVED, Core, Served, Shard
+from agents.core import AT, MARK, SCHEMA, SERVED, Core, Served, Shard, told_key
 from tables.rows import parse_wire_key
 
 from .broker import Told
 from .folds import NEW, OLD
 from .truth import Truth
-from .world import Worker, World
+from .world import Worker, World, Writing
 
 MINE, FORMER = NEW.generation, OLD.generation
 
@@ -109,12 +110,13 @@ class Upgraded(World):
 
     def held(self, worker: Worker, shard: Shard) -> bool:
         """Nothing new is folded: the tables are being swapped, or what stands differently is told first."""
-        return (worker.beside is not None and worker.beside.swapping) or (bool(shard.told) and worker.core.differing(shard))
+        swapping = worker.beside is not None and worker.beside.swapping and not worker.core.trails(shard)
+        return swapping or (bool(shard.told) and worker.core.differing(shard))
 
     def do_deliver(self) -> None:
         for worker in self.workers:
             if worker.inbox and worker.beside is not None and worker.beside.swapping:
-                worker.inbox.clear()
+                worker.inbox = [item for item in worker.inbox if worker.core.trails(worker.shard(item[0]))]
         super().do_deliver()
 
     def follow(self, worker: Worker, n: int, most: int) -> None:
@@ -157,6 +159,20 @@ class Upgraded(World):
                 if topic == "alerts" and self.told_from[n] <= at < offset:
                     self.blurred.add((n, key))
             self.told_from[n] = offset
+
+    def advance(self, writing: Writing) -> None:
+        super().advance(writing)
+        if self.compared[writing.n]:
+            self.blur(writing.n)
+
+    def blur(self, n: int) -> None:
+        """What a builder kept of alerts of records behind the comparison was not compared, and its rows keep who folds them from telling it."""
+        for _, key, value in self.brokers[n].changelog:
+            if value is not None and key.startswith(told_key(MINE, b"")) and key != told_key(MINE, MARK):
+                (at,) = AT.unpack_from(value)
+                if at >= self.told_from[n]:
+                    self.told_from[n] = at + 1
+                    self.blurred.add((n, key.removeprefix(told_key(MINE, b""))))
 
     # ---- building
 
@@ -212,8 +228,10 @@ class Upgraded(World):
                 shard.alerts_from = far
                 self.seek(worker, n, shard.next)
                 return
-            self.told_from[n] = max(self.told_from[n], shard.next)
+            # built further than what is to be folded next, by who has crashed: alerts of these records are compared, too
+            self.told_from[n] = max(self.told_from[n], shard.next, *(at + 1 for at in shard.told_at.values()))
             self.compared[n] = True
+            self.blur(n)
             board = standing(broker.outputs)
             broker.published.update((shard.told_at[name], "alerts", name, message) for name, message in told.items() if name != MARK)
             for name in sorted((told.keys() | board.keys()) - {MARK}):

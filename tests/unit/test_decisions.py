@@ -64,13 +64,13 @@ def test_who_was_stopped_for_hours_while_it_read_a_changelog_reads_it_to_its_pre
     engine.follower = Ends()
     slow, done = engine.core.shards[("costs", 0)], engine.core.shards[("costs", 1)]
     for shard in (slow, done):
-        engine._aimed[("costs", shard.partition.number)] = since_boot()
+        engine._asked[("costs", shard.partition.number)] = since_boot()
         engine.core.gained("costs", shard.partition.number, committed=None, log_start=0, changelog_end=5)
     engine.core.followed(done, (), 5)
-    asyncio.run(engine._aim_anew())
+    asyncio.run(engine._ask_ends_again())
     assert (slow.goal, done.goal, done.ready) == (5, 5, True), "nothing is asked where it goes as it should"
     monkeypatch.setattr("agents.engine.since_boot", lambda: since_boot() + AIM_S + 1)
-    asyncio.run(engine._aim_anew())
+    asyncio.run(engine._ask_ends_again())
     assert (slow.goal, done.goal) == (9, 5)
     engine.core.followed(slow, (), 5)
     assert not slow.ready
