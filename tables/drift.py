@@ -10,24 +10,31 @@ one is the alert's subject, the others are its `related`. A variable that stays 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from streams.keys import encode_key
 
 from .alerting import LEVELS
 from .fold import BadParameter, MergedRule, Reader, Standing, Verdict, View
 from .hours import NO_HOUR, Hours, Side
+from .many_sides import divided
+from .many_tests import adjusted_all, proportions, welches
+from .orders import Key, Sheet, Source, same
+from .rows import Table
 from .times import HOUR_US, rfc3339, rfc3339_or_none
-from .two_samples import adjusted, two_proportions, welch
-from .variable_states import TOPIC, VariableSettings, VariableTables
-from .variable_views import Count, Merged, Scores, Tally, rounded
+from .two_samples import two_proportions, welch
+from .variable_states import TOPIC, History, Partial, VariableSettings, VariableTables
+from .variable_views import Count, Limit, Scores, forecast, rounded
 
-Key = tuple[str, ...]
+Lives = tuple[list[Partial], list[History]]
+"""A variable's rows of all partitions: the open hours, and those that are over."""
 
 LIFETIME, RECENT = "drift.variable", "drift.recent"
 ALERT_MIN_COUNT = 20
@@ -75,12 +82,6 @@ class Test:
         effect = self.effect
         return self.q is not None and effect is not None and self.q < FLAG_Q and abs(effect) >= FLAG_EFFECT
 
-    @property
-    def calm(self) -> bool:
-        """Whether there is nothing left of a change (or too little data to tell)."""
-        effect = self.effect
-        return self.q is None or effect is None or self.q > CALM_Q or abs(effect) < CALM_EFFECT
-
 
 @dataclass(slots=True)
 class Change:
@@ -115,12 +116,70 @@ def compared(before: Side, recent: Side) -> Change:
     return change
 
 
-def adjust(changes: dict[str, Change]) -> int:
-    """Give every test with enough data its q, all adjusted together; returns how many there are."""
-    found = [test for change in changes.values() for test in change.tests.values() if test.p is not None]
-    for test, q in zip(found, adjusted([test.p for test in found if test.p is not None]), strict=True):
-        test.q = q
-    return len(found)
+class Tested(Sheet):
+    """The p of every test of every variable, and what follows from all of them together.
+
+    Columns: forecasts on both sides; p of each of `OUTCOMES`, NaN with too little data; effect of each.
+
+    Args:
+        hours: that are recent.
+        end: the newest one, since the epoch. At another hour it is filled anew: with the hour every variable's sides change.
+    """
+
+    def __init__(self, hours: int, end: int) -> None:
+        super().__init__(self.test)
+        self.hours = hours
+        self.end = end
+
+    def test(self, reader: Reader, found: Sequence[tuple[Key, Lives]]) -> tuple[list[Key], list[Any]]:
+        """The columns of some variables: `compared` of all of them at once."""
+        (n1, k1, *before), (n2, k2, *recent) = divided([lives for _, lives in found], self.end - self.hours + 1, self.end)
+        enough = np.flatnonzero((n1 >= ENOUGH) & (n2 >= ENOUGH))
+        m1, m2 = n1[enough], n2[enough]
+        ps = [np.full(len(found), np.nan) for _ in OUTCOMES]
+        ps[0][enough] = proportions(k1[enough], m1, k2[enough], m2)
+        for p, at in ((ps[1], 0), (ps[2], 2)):
+            p[enough] = welches(m1, before[at][enough], before[at + 1][enough], m2, recent[at][enough], recent[at + 1][enough])
+        with np.errstate(invalid="ignore"):  # a side without forecasts has no mean; nothing looks at that effect
+            effects = [k2 / n2 - k1 / n1, recent[0] - before[0], recent[2] - before[2]]
+        return [key for key, _ in found], [(n1 + n2).astype(np.int64), *ps, *effects]
+
+    def qs(self) -> list[Any]:
+        """q of each outcome, NaN with too little data; all tests are adjusted together."""
+
+        def adjust() -> list[Any]:
+            p = np.concatenate(self.columns[1:4])
+            some = ~np.isnan(p)
+            p[some] = adjusted_all(p[some])
+            return np.split(p, len(OUTCOMES))
+
+        found: list[Any] = self.kept("q", adjust)
+        return found
+
+    @property
+    def n_tests(self) -> int:
+        """How many tests were adjusted together."""
+        found: int = self.kept("tests", lambda: sum(int(np.count_nonzero(~np.isnan(q))) for q in self.qs()))
+        return found
+
+    def changed(self, most_q: float, least_effect: float, min_count: int = 0, *, inclusive: bool = False) -> Any:
+        """Indices of the variables with an outcome whose q is below `most_q` (or at it) and whose effect is at least so great, ascending."""
+        found = np.zeros(len(self.keys), dtype=bool)
+        for q, effect in zip(self.qs(), self.columns[4:], strict=True):
+            found |= ((q <= most_q) if inclusive else (q < most_q)) & (np.abs(effect) >= least_effect)
+        return np.flatnonzero(found & (self.columns[0] >= min_count))
+
+    def flagged(self, min_count: int) -> list[str]:
+        """The variables flagged on any outcome, by name."""
+        found: list[str] = self.kept(min_count, lambda: [self.keys[i][0] for i in self.changed(FLAG_Q, FLAG_EFFECT, min_count).tolist()])
+        return found
+
+    def told(self, i: int, change: Change) -> Change:
+        """The tests of the variable at this index, with their q."""
+        if change.enough:
+            for name, q in zip(OUTCOMES, self.qs(), strict=True):
+                change.tests[name].q = float(q[i])
+        return change
 
 
 def sides(closed: list[tuple[int, Hours]], newest: list[tuple[int, int, Side]], start: int, end: int) -> tuple[Side, Side]:
@@ -213,27 +272,53 @@ class Drift:
         self.settings = settings
         self.scores = Scores(kept, settings)
         self.looks: OrderedDict[str, Look] = OrderedDict()
+        tables: dict[Table[Any], Callable[[Key], Key]] = {kept.partials: same, kept.histories: same}
+        if settings.variables_strict:
+            tables[kept.registry] = same
+        self.source: Source[Lives] = Source(tables, self.every, self.one)
 
     # ---- recent drift
 
-    def changes(self, reader: Reader, end: int) -> tuple[dict[str, Change], int]:
-        """Every scored variable with forecasts, and how many tests were adjusted together.
+    def every(self, reader: Reader) -> Iterator[tuple[Key, Lives]]:
+        """Every scored variable with forecasts, and its rows."""
+        kept = self.kept
+        registered = {key for key, _ in reader.scan(kept.registry)} if self.settings.variables_strict else None
+        histories = dict(reader.scan(kept.histories))
+        for key, states in reader.scan(kept.partials):
+            if registered is None or key in registered:
+                closed = histories.get(key, [])
+                if closed or forecast(states):
+                    yield key, (states, closed)
+
+    def one(self, reader: Reader, key: Key) -> Lives | None:
+        """The rows of one of them; None of a variable that is not scored, or has no forecasts."""
+        kept = self.kept
+        states, closed = reader.rows(kept.partials, key), reader.rows(kept.histories, key)
+        if not states or not (closed or forecast(states)):
+            return None
+        return None if self.settings.variables_strict and not reader.rows(kept.registry, key) else (states, closed)
+
+    def change(self, reader: Reader, key: Key, end: int) -> Change:
+        """One variable's tests, not adjusted yet.
 
         Args:
             end: the newest hour that counts, since the epoch; later forecasts are on neither side.
         """
-        kept, start = self.kept, end - self.settings.drift_recent_hours + 1
-        registered = {key for key, _ in reader.scan(kept.registry)} if self.settings.variables_strict else None
-        histories = dict(reader.scan(kept.histories))
-        found = {}
-        for key, states in reader.scan(kept.partials):
-            if registered is not None and key not in registered:
-                continue
-            closed = [(history.home, history.hours) for history in histories.get(key, ())]
-            newest = [(state.home, state.hour, state.newest().side()) for state in states if state.count]
-            if closed or newest:
-                found[key[0]] = compared(*sides(closed, newest, start, end))
-        return found, adjust(found)
+        closed = [(history.home, history.hours) for history in reader.rows(self.kept.histories, key)]
+        newest = [(state.home, state.hour, state.newest().side()) for state in reader.rows(self.kept.partials, key) if state.count]
+        return compared(*sides(closed, newest, end - self.settings.drift_recent_hours + 1, end))
+
+    def tested(self, reader: Reader, end: int) -> Tested:
+        """The tests of all variables, kept between questions while the hour is the same.
+
+        Args:
+            end: as of `change`.
+        """
+        tested: Tested = reader.lists(self.source, {RECENT: lambda: Tested(self.settings.drift_recent_hours, end)})[RECENT]
+        if tested.end != end:
+            tested.end = end
+            tested.fill(reader, self.every(reader))
+        return tested
 
     def look(self, reader: Reader) -> Look | None:
         """The look at the last closed hour, taken once; None before the first forecast."""
@@ -247,13 +332,11 @@ class Drift:
             self.looks.move_to_end(reader.tenant)
             return look
         look = Look(hour)
-        changes, _ = self.changes(reader, hour)
-        for name, change in changes.items():
-            tests = change.tests.values()
-            if any(test.flagged for test in tests):
-                look.flagged[name] = change
-            if not all(test.calm for test in tests):
-                look.restless.add(name)
+        tested = Tested(self.settings.drift_recent_hours, hour)
+        tested.fill(reader, self.every(reader))
+        for i in tested.changed(FLAG_Q, FLAG_EFFECT).tolist():
+            look.flagged[tested.keys[i][0]] = tested.told(i, self.change(reader, tested.keys[i], hour))
+        look.restless.update(tested.keys[i][0] for i in tested.changed(CALM_Q, CALM_EFFECT, inclusive=True).tolist())
         look.groups = gathered(look.flagged, (list(one.names) for _, states in reader.scan(self.kept.inputs) for one in states))
         self.looks[reader.tenant] = look
         self.looks.move_to_end(reader.tenant)
@@ -352,11 +435,21 @@ def drift_rules(kept: VariableTables, settings: VariableSettings) -> tuple[Merge
 
 
 class DriftParams(msgspec.Struct, frozen=True):
-    """``/variables/drift``; the threshold's default is the setting."""
+    """``/variables/drift``; the threshold's default is the setting.
+
+    Pages are of the flagged variables; with `recent` of all that are compared, and the flagged ones among their names are with them.
+    """
 
     threshold: float | None = None
     min_count: Count = 1
     recent: bool = False
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+def within(names: list[str], after: str | None, through: str | None) -> list[str]:
+    """Of sorted names those behind the one cursor, up to and including the other; None is no bound."""
+    return names[0 if after is None else bisect_right(names, after) : None if through is None else bisect_right(names, through)]
 
 
 def drift_view(kept: VariableTables, settings: VariableSettings) -> View:
@@ -368,27 +461,33 @@ def drift_view(kept: VariableTables, settings: VariableSettings) -> View:
         threshold = settings.drift_threshold if params.threshold is None else params.threshold
         if not 0 < threshold < 1:
             raise BadParameter("threshold", "expected a number above 0 and below 1")
-        flagged: list[tuple[Merged, list[str]]] = []
-        for one in scores.found(reader):
-            if scores.admits(one[2]):
-                tally = Tally(one[1])
-                by = tally.drift(threshold)
-                if by and tally.count >= params.min_count:
-                    flagged.append((Merged(*one), by))
-        flagged.sort(key=lambda item: item[0].name)
+        sheet = scores.averages(reader)
+        chosen, flagged = scores.drifting(sheet, threshold, params.min_count)
         as_of = reader.as_of()
-        variables = []
-        for merged, by in flagged:
+        found: dict[str, Any] = {"threshold": threshold, "flagged": flagged, "variables": [], "cursor": None, "as_of": rfc3339_or_none(as_of)}
+        if params.recent and as_of is not None:
+            found |= lately(reader, params, as_of // HOUR_US)
+            names = within(flagged, params.cursor, found["cursor"])
+        else:
+            on_page, found["cursor"] = sheet.page(params.limit, params.cursor, chosen)
+            names = [sheet.keys[i][0] for i in on_page]
+            if params.recent:
+                found |= {"window_start": None, "tests": 0, "recent_flagged": [], "recent": {}}
+        for name in names:
+            merged = scores.one(reader, name)
             score = scores.score(merged, as_of)
-            variables.append({"name": score.pop("name"), "by": by, **score})
-        found = {"threshold": threshold, "flagged": [v["name"] for v in variables], "variables": variables, "as_of": rfc3339_or_none(as_of)}
-        if params.recent:
-            end = None if as_of is None else as_of // HOUR_US
-            changes, tests = ({}, 0) if end is None else drift.changes(reader, end)
-            found["window_start"] = None if end is None else rfc3339((end - settings.drift_recent_hours + 1) * HOUR_US)
-            found["tests"] = tests
-            shown = {name: change for name, change in sorted(changes.items()) if change.n_before + change.n_recent >= params.min_count}
-            found["recent"] = {name: drift.render(change) for name, change in shown.items()}
+            found["variables"].append({"name": score.pop("name"), "by": merged.drift(threshold), **score})
         return found
+
+    def lately(reader: Reader, params: DriftParams, end: int) -> dict[str, Any]:
+        tested = drift.tested(reader, end)
+        on_page, cursor = tested.page(params.limit, params.cursor, np.flatnonzero(tested.columns[0] >= params.min_count))
+        return {
+            "cursor": cursor,
+            "window_start": rfc3339((end - settings.drift_recent_hours + 1) * HOUR_US),
+            "tests": tested.n_tests,
+            "recent_flagged": tested.flagged(params.min_count),
+            "recent": {tested.keys[i][0]: drift.render(tested.told(i, drift.change(reader, tested.keys[i], end))) for i in on_page},
+        }
 
     return View("/variables/drift", DriftParams, answer, (TOPIC,), "Variables whose averages are beyond the limits, or (recent=true) changed lately.")

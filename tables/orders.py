@@ -355,6 +355,100 @@ class Columns:
                 self.places.insert(index, place)  # moves what is behind it, but looks at none of it
 
 
+class Sheet:
+    """Figures of keys, a column a figure, in the order of the keys: worked out of many keys at once.
+
+    Args:
+        work: (reader, keys with what the source has of them) -> the keys that have figures, and an array of each figure.
+
+    Attributes:
+        keys: sorted.
+        columns: the figures.
+        derived: what was worked out from the columns as they are, for who works it out; emptied when they change.
+    """
+
+    def __init__(self, work: Callable[[Reader, Sequence[tuple[Key, Any]]], tuple[list[Key], list[Any]]]) -> None:
+        self.work = work
+        self.keys: list[Key] = []
+        self.columns: list[Any] = []
+        self.derived: dict[Hashable, Any] = {}
+
+    def fill(self, reader: Reader, found: Iterable[tuple[Key, Any]]) -> None:
+        """Every key at once, in the place of what was there."""
+        keys, columns = self.work(reader, list(found))
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        self.keys = [keys[i] for i in order]
+        self.columns = [column[order] for column in columns]
+        self.derived.clear()
+
+    def take(self, reader: Reader, changed: Sequence[tuple[Key, Any]]) -> None:
+        """Some keys anew."""
+        if not changed:
+            return
+        self.derived.clear()
+        keys, news = self.work(reader, [one for one in changed if one[1] is not None])
+        row_of = {key: row for row, key in enumerate(keys)}
+        places = {at: key for key, _ in changed if (at := self.find(key)) is not None}
+        known = {at: row_of.pop(key) for at, key in places.items() if key in row_of}
+        if known:
+            indices, rows = list(known), list(known.values())
+            for column, new in zip(self.columns, news, strict=True):
+                column[indices] = new[rows]
+        gone = [at for at in places if at not in known]
+        if gone:
+            stay = np.ones(len(self.keys), dtype=bool)
+            stay[gone] = False
+            self.keys = [self.keys[i] for i in np.flatnonzero(stay).tolist()]
+            self.columns = [column[stay] for column in self.columns]
+        if row_of:
+            fresh = sorted(row_of)
+            indices, rows = [bisect_left(self.keys, key) for key in fresh], [row_of[key] for key in fresh]
+            self.columns = [np.insert(column, indices, new[rows]) for column, new in zip(self.columns, news, strict=True)]
+            self.keys = sorted(self.keys + fresh)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, key: Key) -> int | None:
+        """Index of a key that has figures."""
+        at = bisect_left(self.keys, key)
+        return at if at < len(self.keys) and self.keys[at] == key else None
+
+    def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What was worked out before of the columns as they are; a few of them are kept."""
+        found = self.derived.get(name)
+        if found is None:
+            if len(self.derived) >= MOST_LISTS:
+                self.derived.clear()
+            found = self.derived[name] = make()
+        return found
+
+    def page(self, limit: int, cursor: str | None, chosen: Any = None) -> tuple[list[int], str | None]:
+        """One page of the keys, which have one part, as `tables.fold.page` cuts it from the whole list.
+
+        Args:
+            limit: 1 or more.
+            cursor: the last key shown.
+            chosen: indices of the keys in the list, ascending; None = all.
+
+        Returns:
+            The indices on the page, and the next one's cursor.
+
+        Raises:
+            BadParameter: the cursor is of no key in the list.
+        """
+        every = range(len(self.keys)) if chosen is None else chosen
+        start = 0
+        if cursor is not None:
+            at = self.find((cursor,))
+            place = 0 if at is None else bisect_left(every, at)
+            if at is None or place >= len(every) or every[place] != at:
+                raise BadParameter("cursor", "the cursor is not of this list; start again without it")
+            start = place + 1
+        shown = [int(i) for i in every[start : start + limit]]
+        return shown, self.keys[shown[-1]][0] if shown and start + limit < len(every) else None
+
+
 @dataclass(frozen=True, eq=False)
 class Source(Generic[F]):
     """Where the keys of lists come from.

@@ -12,10 +12,11 @@ from math import inf, isfinite, sqrt
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 
 from .fold import BadParameter, NotFound, Reader, View
 from .hours import NO_HOUR
-from .orders import Key, Order, Place, Source, same, whole_of
+from .orders import Key, Order, Place, Sheet, Source, same, whole_of
 from .times import rfc3339, rfc3339_or_none
 from .variable_exports import all_scores
 from .variable_states import TOPIC, History, Partial, Registration, Sums, VariableSettings, VariableTables
@@ -92,6 +93,22 @@ class Tally:
         return max(0.1, 0.85 * weight) if drifting else weight
 
 
+def averages(states: Iterable[Partial]) -> tuple[int, float, float] | None:
+    """What lists of drifting variables are made of: forecasts, and the means of fragility and certified as `Tally` has them, rounded as shown.
+
+    None without forecasts.
+    """
+    n = certified = 0
+    fragility = 0.0
+    for state in states:
+        newest = state.open
+        some = newest[0]
+        n += state.past_n + some
+        certified += state.past_certified + newest[1]
+        fragility += state.past_fragility + some * newest[8]
+    return (n, round(fragility / n, 4), round(certified / n, 4)) if n else None
+
+
 class Merged(Tally):
     """One variable over all partitions.
 
@@ -148,6 +165,14 @@ def newest(registrations: Iterable[Registration]) -> Registration | None:
         if found is None or one.time_us >= found.time_us:
             found = one
     return found
+
+
+def forecast(states: Iterable[Partial]) -> bool:
+    """Whether there are forecasts."""
+    for state in states:  # noqa: SIM110 - nearly always the first one tells, and a generator costs more than the loop
+        if state.past_n or state.open[0]:
+            return True
+    return False
 
 
 def whole(states: Iterable[Partial], histories: Iterable[History]) -> Sums:
@@ -232,24 +257,46 @@ class Scores:
 
     def found(self, reader: Reader) -> Iterator[tuple[str, list[Partial], Registration | None]]:
         """Name, partials and registration of all variables that have forecasts or are registered, in no particular order."""
-        registry = {key: newest(states) for key, states in reader.scan(self.kept.registry)}
-        for key, states in reader.scan(self.kept.partials):
-            registration = registry.pop(key, None)
-            if registration is not None or any([state.count for state in states]):
-                yield key[0], states, registration
-        for key, registration in registry.items():
-            yield key[0], [], registration
+        return ((key[0], *parts) for key, parts in self.keyed(reader))
 
     def keyed(self, reader: Reader) -> Iterator[tuple[Key, tuple[list[Partial], Registration | None]]]:
         """All of them by key, for lists."""
-        return (((name,), (states, registration)) for name, states, registration in self.found(reader))
+        registry = {key: newest(states) for key, states in reader.scan(self.kept.registry)}
+        for key, states in reader.scan(self.kept.partials):
+            registration = registry.pop(key, None)
+            if registration is not None or forecast(states):
+                yield key, (states, registration)
+        for key, registration in registry.items():
+            yield key, ([], registration)
 
     def parts(self, reader: Reader, key: Key) -> tuple[list[Partial], Registration | None] | None:
         """Partials and registration of one of them; None of a variable that has neither forecasts nor a registration."""
         states, registered = reader.rows(self.kept.partials, key), reader.rows(self.kept.registry, key)
         if registered:
             return states, newest(registered)
-        return (states, None) if any([state.count for state in states]) else None
+        return (states, None) if forecast(states) else None
+
+    def averages(self, reader: Reader) -> Sheet:
+        """Of every variable that is scored and has forecasts: how many, and the rounded means of fragility and certified."""
+
+        def work(reader: Reader, found: Sequence[tuple[Key, tuple[list[Partial], Registration | None]]]) -> tuple[list[Key], list[Any]]:
+            rows = [(key, *means) for key, (states, known) in found if self.admits(known) and (means := averages(states)) is not None]
+            keys, n, fragility, ratio = zip(*rows, strict=True) if rows else ((), (), (), ())
+            return list(keys), [np.array(n, dtype=np.int64), np.array(fragility, dtype=np.float64), np.array(ratio, dtype=np.float64)]
+
+        sheet: Sheet = reader.lists(self.source, {"averages": lambda: Sheet(work)})["averages"]
+        return sheet
+
+    def drifting(self, sheet: Sheet, threshold: float, min_count: int) -> tuple[Any, list[str]]:
+        """The variables beyond the limits of lifetime drift, by name: their indices in the `averages`, and their names."""
+
+        def find() -> tuple[Any, list[str]]:
+            n, fragility, ratio = sheet.columns
+            chosen = np.flatnonzero(((fragility > threshold) | (ratio < round(1 - threshold, 4))) & (n >= min_count))
+            return chosen, [sheet.keys[i][0] for i in chosen.tolist()]
+
+        found: tuple[Any, list[str]] = sheet.kept((threshold, min_count), find)
+        return found
 
     def every(self, reader: Reader) -> Iterator[Merged]:
         """All of them, merged."""

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import msgspec
 
 from .alerting import LEVELS
-from .drift import Key, sides, subject_of, unscored
-from .fold import MergedRule, Reader, Standing, Verdict, View, names
+from .drift import sides, subject_of, unscored
+from .fold import BadParameter, MergedRule, Reader, Standing, Verdict, View, names
 from .hours import Side
+from .orders import Key
 from .times import HOUR_US, rfc3339_or_none
 from .variable_states import TOPIC, Tag, TagHistory, VariableSettings, VariableTables
-from .variable_views import Merged, Scores, rounded
+from .variable_views import Limit, Scores, rounded
 
 VARIABLE, FLIP = "volatility.variable", "volatility.flip"
 HIGH, CALM = 0.5, 0.45
@@ -139,10 +140,12 @@ def volatility_rules(kept: VariableTables, settings: VariableSettings) -> tuple[
 
 
 class VolatilityParams(msgspec.Struct, frozen=True):
-    """``/variables/volatility``"""
+    """``/variables/volatility``; with `names` there are no pages."""
 
     names: list[str] = []
     threshold: Annotated[float, msgspec.Meta(gt=0, lt=1)] = HIGH
+    limit: Limit = 100
+    cursor: str | None = None
 
 
 def volatility_view(kept: VariableTables, settings: VariableSettings) -> View:
@@ -152,8 +155,16 @@ def volatility_view(kept: VariableTables, settings: VariableSettings) -> View:
 
     def answer(reader: Reader, params: VolatilityParams) -> dict[str, Any]:
         asked = list(dict.fromkeys(names(params.names)))
-        found: list[Merged] = [scores.one(reader, name) for name in asked] if asked else [one for one in scores.every(reader) if one.count]
-        found = sorted((one for one in found if asked or scores.scored(one)), key=lambda one: one.name)
+        cursor = None
+        if asked:
+            if params.cursor is not None:
+                raise BadParameter("cursor", "the variables named are answered at once; leave the cursor out")
+            shown = sorted(asked)
+        else:
+            sheet = scores.averages(reader)
+            on_page, cursor = sheet.page(params.limit, params.cursor)
+            shown = [sheet.keys[i][0] for i in on_page]
+        found = [scores.one(reader, name) for name in shown]
         exact = {one.name: one.volatility() if scores.scored(one) else None for one in found}
         members = [value for value in exact.values() if value is not None]
         variables = [{"name": name, "volatility": (value := rounded(x)), "above": value is not None and value > params.threshold} for name, x in exact.items()]
@@ -184,6 +195,7 @@ def volatility_view(kept: VariableTables, settings: VariableSettings) -> View:
             "flips": [tag for tag, life in tags.items() if life.flipped],
             "symbolic_drift": sum(apart) / len(apart) if apart else None,
             "window_start": rfc3339_or_none(start),
+            "cursor": cursor,
             "as_of": rfc3339_or_none(as_of),
         }
 

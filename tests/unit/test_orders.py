@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import fsum
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import numpy as np
 import orjson
 import pytest
 
@@ -23,7 +24,7 @@ from streams.settings import load
 from streams.topics import SOURCE_TOPICS
 from tables import orders
 from tables.fold import BadParameter, NotFound, View, page
-from tables.orders import Columns, Exact, ListKeeper, Order, Totals, made, parts_of, states_of
+from tables.orders import Columns, Exact, ListKeeper, Order, Sheet, Totals, made, parts_of, states_of
 from tables.partition import MOST_MARKS, Partition, partitions_of
 from tables.reader import PartitionReader
 from tables.trust_state import TrustSettings
@@ -46,6 +47,8 @@ LISTS: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
         "/variables/rank",
         tuple({"key": k, "order": o, "min_count": n} for k in ("count", "avg_alignment", "trust_weight") for o in ("asc", "desc") for n in (0, 1)),
     ),
+    ("/variables/drift", ({}, {"threshold": 0.1}, {"threshold": 0.6, "min_count": 2}, {"recent": True}, {"recent": True, "min_count": 3})),
+    ("/variables/volatility", ({}, {"threshold": 0.9}, {"names": ["x0", "x1"]})),
     ("/metrics/series", ({}, {"metric": "train"}, {"metric": "train", "model": "m0"}, {"model": "m0"}, {"run": ""}, {"metric": "train", "run": "r0"})),
     ("/metrics/series", ({"metric": "train", "model": "m0", "run": "r0"}, {"metric": "train", "model": "m0", "run": ""})),
     ("/metrics/watched", ({}, {"metric": "train"}, {"model": "m0", "run": "r0"}, {"metric": "train", "model": "m0", "run": "r0"})),
@@ -64,7 +67,17 @@ LISTS: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
     ("/learning/goals", ({}, {"task_type": "code"}, {"task_type": ""}, {"state": "active"}, {"state": "completed"}, {"state": "regressed"}, {"history": True})),
     ("/goals/{id}", ({"id": "g0"}, {"id": "g1", "task_type": "code"}, {"id": "none"})),
 )
-PAGED = {"/trust", "/variables", "/metrics/series", "/metrics/watched", "/agents", "/learning/streams", "/learning/goals"}
+PAGED = {
+    "/trust",
+    "/variables",
+    "/variables/drift",
+    "/variables/volatility",
+    "/metrics/series",
+    "/metrics/watched",
+    "/agents",
+    "/learning/streams",
+    "/learning/goals",
+}
 
 
 class Worker:
@@ -116,7 +129,7 @@ class Worker:
                 whole = self.ask(path, params, self.keeper, tenant)
                 assert whole == self.ask(path, params, None, tenant), (path, params)
                 seen[path] += len(whole)
-                if path in PAGED and not {"name"} & params.keys():
+                if path in PAGED and not {"name", "names"} & params.keys():
                     place = f"{tenant} {path} {params}"
                     shown = {**params, "limit": self.rng.choice((1, 2)), "cursor": self.cursors.pop(place, None)}
                     part = self.ask(path, shown, self.keeper, tenant)
@@ -294,6 +307,43 @@ def test_totals_are_those_of_fsum_and_columns_those_of_sum_in_the_order_of_keys(
         assert columns.column(1).tolist() == [int(x) % 1_000 for x in lines]
         low, high = columns.span("b")
         assert columns.column(0)[low:high].tolist() == [x for key in sorted(truth) if key[0] == "b" for x in truth[key] if x < 2]
+
+
+def test_a_sheet_is_the_sorted_list_of_its_keys_with_their_figures_and_pages_as_it_does() -> None:
+    def work(_: Any, found: Sequence[tuple[tuple[str, ...], list[float]]]) -> tuple[list[tuple[str, ...]], list[Any]]:
+        mine = [(key, figures) for key, figures in found if figures[0] < 1]
+        return [key for key, _ in mine], [np.array([figures[i] for _, figures in mine], dtype=np.float64) for i in range(2)]
+
+    rng = random.Random(9)
+    sheet, reader = Sheet(work), cast("Any", None)
+    sheet.fill(reader, [])
+    truth: dict[tuple[str, ...], list[float]] = {}
+    for _ in range(400):
+        changed = {(key[0] + key[1],): figures for key, figures in random_changes(rng, rng.choice((0, 1, 5)))}
+        truth = {key: figures for key, figures in {**truth, **changed}.items() if figures is not None}
+        sheet.derived["before"] = 1
+        if rng.random() < 0.05:
+            sheet.fill(reader, truth.items())
+        else:
+            sheet.take(reader, list(changed.items()))
+        assert not changed or not sheet.derived
+        want = sorted(key for key, figures in truth.items() if figures[0] < 1)
+        assert sheet.keys == want and [column.tolist() for column in sheet.columns] == [[truth[key][i] for key in want] for i in range(2)]
+        chosen = [i for i, key in enumerate(want) if truth[key][1] > 0]
+        for items, indices in ((want, None), ([want[i] for i in chosen], np.array(chosen, dtype=np.int64))):
+            limit = rng.randrange(1, 9)
+            for cursor in (None, "a7", "zz", items[-1][0] if items else "", rng.choice(items)[0] if items else ""):
+                try:
+                    right: Any = page(items, limit, cursor, lambda key: key[0])
+                except BadParameter as bad:
+                    right = str(bad)
+                try:
+                    at, more = sheet.page(limit, cursor, indices)
+                    found: Any = [sheet.keys[i] for i in at], more
+                except BadParameter as bad:
+                    found = str(bad)
+                assert found == right
+    assert len(want) > 20
 
 
 def test_an_exact_sum_is_rounded_once() -> None:
