@@ -149,7 +149,7 @@ VIEWS: tuple[tuple[str, str, DATA], ...] = (
 )
 """Exports hold everything and are no lists of 100; they are not here."""
 
-WHOLE = {("/variables/drift",), ("/variables/drift", "recent"), ("/variables/volatility",), ("/costs", "by"), ("/budgets",), ("/metrics/summary",)}
+WHOLE = {("/costs", "by"), ("/budgets",), ("/metrics/summary",)}
 """(path, parameters) of answers that name every key there is, without pages: no goal."""
 
 QUERIES: tuple[tuple[str, DATA], ...] = (

@@ -236,13 +236,16 @@ class Views(Generic[R]):
         """Variables by a score."""
         return self.get("/variables/rank", key=key, order=order, limit=limit, min_count=min_count)
 
-    def drift(self, *, threshold: float | None = None, min_count: int | None = None, recent: bool | None = None) -> R:
-        """Variables that have turned bad: over their lives, or recently."""
-        return self.get("/variables/drift", threshold=threshold, min_count=min_count, recent=recent)
+    def drift(
+        self, *, threshold: float | None = None, min_count: int | None = None, recent: bool | None = None,
+        limit: int | None = None, cursor: str | None = None,
+    ) -> R:  # fmt: skip
+        """Variables that have turned bad: over their lives, or recently. Every page names all of them."""
+        return self.get("/variables/drift", threshold=threshold, min_count=min_count, recent=recent, limit=limit, cursor=cursor)
 
-    def volatility(self, names: Names | None = None, *, threshold: float | None = None) -> R:
-        """How erratic variables and tags are."""
-        return self.get("/variables/volatility", names=names, threshold=threshold)
+    def volatility(self, names: Names | None = None, *, threshold: float | None = None, limit: int | None = None, cursor: str | None = None) -> R:
+        """How erratic variables and tags are; the variables in pages, unless they are named."""
+        return self.get("/variables/volatility", names=names, threshold=threshold, limit=limit, cursor=cursor)
 
     def influence(self, name: str) -> R:
         """How a variable's value goes with the outcomes of forecasts."""

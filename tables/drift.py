@@ -171,7 +171,7 @@ class Tested(Sheet):
 
     def flagged(self, min_count: int) -> list[str]:
         """The variables flagged on any outcome, by name."""
-        found: list[str] = self.kept(min_count, lambda: [self.keys[i][0] for i in self.changed(FLAG_Q, FLAG_EFFECT, min_count).tolist()])
+        found: list[str] = self.kept(min_count, lambda: self.names_at(self.changed(FLAG_Q, FLAG_EFFECT, min_count)))
         return found
 
     def told(self, i: int, change: Change) -> Change:
@@ -284,9 +284,10 @@ class Drift:
         kept = self.kept
         registered = {key for key, _ in reader.scan(kept.registry)} if self.settings.variables_strict else None
         histories = dict(reader.scan(kept.histories))
+        none: list[History] = []
         for key, states in reader.scan(kept.partials):
             if registered is None or key in registered:
-                closed = histories.get(key, [])
+                closed = histories.get(key, none)
                 if closed or forecast(states):
                     yield key, (states, closed)
 
@@ -336,7 +337,7 @@ class Drift:
         tested.fill(reader, self.every(reader))
         for i in tested.changed(FLAG_Q, FLAG_EFFECT).tolist():
             look.flagged[tested.keys[i][0]] = tested.told(i, self.change(reader, tested.keys[i], hour))
-        look.restless.update(tested.keys[i][0] for i in tested.changed(CALM_Q, CALM_EFFECT, inclusive=True).tolist())
+        look.restless.update(tested.names_at(tested.changed(CALM_Q, CALM_EFFECT, inclusive=True)))
         look.groups = gathered(look.flagged, (list(one.names) for _, states in reader.scan(self.kept.inputs) for one in states))
         self.looks[reader.tenant] = look
         self.looks.move_to_end(reader.tenant)
@@ -470,7 +471,7 @@ def drift_view(kept: VariableTables, settings: VariableSettings) -> View:
             names = within(flagged, params.cursor, found["cursor"])
         else:
             on_page, found["cursor"] = sheet.page(params.limit, params.cursor, chosen)
-            names = [sheet.keys[i][0] for i in on_page]
+            names = sheet.names_at(on_page)
             if params.recent:
                 found |= {"window_start": None, "tests": 0, "recent_flagged": [], "recent": {}}
         for name in names:

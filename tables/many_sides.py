@@ -23,6 +23,10 @@ MOST_BYTES, MOST_KEYS = 4 << 20, 20_000
 """Of closed hours, and variables, that are divided at a time: what is in memory meanwhile is some ten times as much."""
 
 
+NEVER: dict[int, int] = {}
+"""The last closed hours of a variable without any."""
+
+
 def divided(found: Sequence[tuple[list[Partial], list[History]]], start: int, end: int) -> tuple[Array, Array]:
     """Sides before `start`, and from `start` to `end` inclusive (hours since the epoch), over all partitions.
 
@@ -50,7 +54,7 @@ def _divided(found: Sequence[tuple[list[Partial], list[History]]], start: int, e
     newest_of: list[int] = []
     newest_hour: list[int] = []
     for i, (states, histories) in enumerate(found):
-        through = {}
+        through = {} if histories else NEVER
         for history in histories:
             hours = history.hours
             through[history.home] = hours.through

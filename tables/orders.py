@@ -362,7 +362,8 @@ class Sheet:
         work: (reader, keys with what the source has of them) -> the keys that have figures, and an array of each figure.
 
     Attributes:
-        keys: sorted.
+        keys: sorted; of one part each.
+        names: that part of each.
         columns: the figures.
         derived: what was worked out from the columns as they are, for who works it out; emptied when they change.
     """
@@ -370,6 +371,7 @@ class Sheet:
     def __init__(self, work: Callable[[Reader, Sequence[tuple[Key, Any]]], tuple[list[Key], list[Any]]]) -> None:
         self.work = work
         self.keys: list[Key] = []
+        self.names: Any = _names([])
         self.columns: list[Any] = []
         self.derived: dict[Hashable, Any] = {}
 
@@ -378,6 +380,7 @@ class Sheet:
         keys, columns = self.work(reader, list(found))
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self.keys = [keys[i] for i in order]
+        self.names = _names(self.keys)
         self.columns = [column[order] for column in columns]
         self.derived.clear()
 
@@ -399,11 +402,13 @@ class Sheet:
             stay = np.ones(len(self.keys), dtype=bool)
             stay[gone] = False
             self.keys = [self.keys[i] for i in np.flatnonzero(stay).tolist()]
+            self.names = self.names[stay]
             self.columns = [column[stay] for column in self.columns]
         if row_of:
             fresh = sorted(row_of)
             indices, rows = [bisect_left(self.keys, key) for key in fresh], [row_of[key] for key in fresh]
             self.columns = [np.insert(column, indices, new[rows]) for column, new in zip(self.columns, news, strict=True)]
+            self.names = np.insert(self.names, indices, _names(fresh))
             self.keys = sorted(self.keys + fresh)
 
     def __len__(self) -> int:
@@ -413,6 +418,11 @@ class Sheet:
         """Index of a key that has figures."""
         at = bisect_left(self.keys, key)
         return at if at < len(self.keys) and self.keys[at] == key else None
+
+    def names_at(self, indices: Any) -> list[str]:
+        """The names of keys: faster than one by one."""
+        found: list[str] = self.names[indices].tolist()
+        return found
 
     def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
         """What was worked out before of the columns as they are; a few of them are kept."""
@@ -424,7 +434,7 @@ class Sheet:
         return found
 
     def page(self, limit: int, cursor: str | None, chosen: Any = None) -> tuple[list[int], str | None]:
-        """One page of the keys, which have one part, as `tables.fold.page` cuts it from the whole list.
+        """One page of the keys, as `tables.fold.page` cuts it from the whole list.
 
         Args:
             limit: 1 or more.
@@ -447,6 +457,12 @@ class Sheet:
             start = place + 1
         shown = [int(i) for i in every[start : start + limit]]
         return shown, self.keys[shown[-1]][0] if shown and start + limit < len(every) else None
+
+
+def _names(keys: Sequence[Key]) -> Any:
+    found = np.empty(len(keys), dtype=object)
+    found[:] = [key[0] for key in keys]
+    return found
 
 
 @dataclass(frozen=True, eq=False)

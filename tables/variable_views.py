@@ -16,6 +16,7 @@ import numpy as np
 
 from .fold import BadParameter, NotFound, Reader, View
 from .hours import NO_HOUR
+from .many_tests import rounded_all
 from .orders import Key, Order, Place, Sheet, Source, same, whole_of
 from .times import rfc3339, rfc3339_or_none
 from .variable_exports import all_scores
@@ -91,22 +92,6 @@ class Tally:
             return None
         weight = 1 + self.avg_confidence - self.avg_fragility
         return max(0.1, 0.85 * weight) if drifting else weight
-
-
-def averages(states: Iterable[Partial]) -> tuple[int, float, float] | None:
-    """What lists of drifting variables are made of: forecasts, and the means of fragility and certified as `Tally` has them, rounded as shown.
-
-    None without forecasts.
-    """
-    n = certified = 0
-    fragility = 0.0
-    for state in states:
-        newest = state.open
-        some = newest[0]
-        n += state.past_n + some
-        certified += state.past_certified + newest[1]
-        fragility += state.past_fragility + some * newest[8]
-    return (n, round(fragility / n, 4), round(certified / n, 4)) if n else None
 
 
 class Merged(Tally):
@@ -280,9 +265,29 @@ class Scores:
         """Of every variable that is scored and has forecasts: how many, and the rounded means of fragility and certified."""
 
         def work(reader: Reader, found: Sequence[tuple[Key, tuple[list[Partial], Registration | None]]]) -> tuple[list[Key], list[Any]]:
-            rows = [(key, *means) for key, (states, known) in found if self.admits(known) and (means := averages(states)) is not None]
-            keys, n, fragility, ratio = zip(*rows, strict=True) if rows else ((), (), (), ())
-            return list(keys), [np.array(n, dtype=np.int64), np.array(fragility, dtype=np.float64), np.array(ratio, dtype=np.float64)]
+            keys: list[Key] = []
+            whose: list[int] = []
+            n: list[int] = []
+            fragility: list[float] = []
+            certified: list[int] = []
+            every = not self.settings.variables_strict
+            for key, (states, known) in found:
+                if every or self.admits(known):
+                    for state in states:
+                        newest = state.open
+                        some = newest[0]
+                        whose.append(len(keys))
+                        n.append(state.past_n + some)
+                        fragility.append(state.past_fragility + some * newest[8])
+                        certified.append(state.past_certified + newest[1])
+                    keys.append(key)
+            # added up in the order of the partitions, as a Tally does
+            count, *sums = (np.bincount(np.array(whose, dtype=np.int64), np.array(x, dtype=np.float64), len(keys)) for x in (n, fragility, certified))
+            with_any = np.flatnonzero(count)
+            count = count[with_any]
+            if len(with_any) < len(keys):
+                keys = [keys[i] for i in with_any.tolist()]
+            return keys, [count.astype(np.int64), *(rounded_all(x[with_any] / count) for x in sums)]
 
         sheet: Sheet = reader.lists(self.source, {"averages": lambda: Sheet(work)})["averages"]
         return sheet
@@ -293,7 +298,7 @@ class Scores:
         def find() -> tuple[Any, list[str]]:
             n, fragility, ratio = sheet.columns
             chosen = np.flatnonzero(((fragility > threshold) | (ratio < round(1 - threshold, 4))) & (n >= min_count))
-            return chosen, [sheet.keys[i][0] for i in chosen.tolist()]
+            return chosen, sheet.names_at(chosen)
 
         found: tuple[Any, list[str]] = sheet.kept((threshold, min_count), find)
         return found

@@ -163,7 +163,7 @@ def volatility_view(kept: VariableTables, settings: VariableSettings) -> View:
         else:
             sheet = scores.averages(reader)
             on_page, cursor = sheet.page(params.limit, params.cursor)
-            shown = [sheet.keys[i][0] for i in on_page]
+            shown = sheet.names_at(on_page)
         found = [scores.one(reader, name) for name in shown]
         exact = {one.name: one.volatility() if scores.scored(one) else None for one in found}
         members = [value for value in exact.values() if value is not None]

@@ -76,11 +76,11 @@ const trust = {
 const drift = {
   async load(get) {
     const [rank, drifting, calibration] = await Promise.all([
-      get("/variables/rank?" + query({ key: "avg_fragility", limit: limits.drift + 1 })), get("/variables/drift"), get("/forecasts/calibration").catch(() => null)]);
-    return { rank: rank.variables, drifting: drifting.variables, calibration };
+      get("/variables/rank?" + query({ key: "avg_fragility", limit: limits.drift + 1 })), get("/variables/drift?" + query({ limit: 1 })), get("/forecasts/calibration").catch(() => null)]);
+    return { rank: rank.variables, drifting: drifting.flagged, calibration };
   },
   draw({ rank, drifting, calibration }) {
-    const by = new Map(drifting.map((v) => [v.name, v.by]));
+    const by = new Set(drifting);
     const shown = [...rank].sort((a, b) => by.has(b.name) - by.has(a.name)).slice(0, limits.drift);
     fill(table("drift"), shown.map((v) => [
       [h("div", {}, named(v.name), by.has(v.name) ? badge("drifting", "warning") : "")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from math import inf
+from math import inf, nextafter
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from tables.drift import sides
 from tables.hours import Side
 from tables.many_sides import divided
-from tables.many_tests import adjusted_all, proportions, students, welches
+from tables.many_tests import adjusted_all, proportions, rounded_all, students, welches
 from tables.two_samples import adjusted, student_p, two_proportions, welch
 from tables.variable_states import History, Partial
 
@@ -38,6 +38,20 @@ def test_two_shares_and_two_means_are_compared_bit_for_bit_as_one_at_a_time() ->
     ps = welches(*np.array(means, dtype=np.float64).T).tolist()
     assert ps == [welch(*one)[2] for one in means]
     assert len({*ps}) > 1_500 and {0.0, 1.0} <= {*ps}
+
+
+def test_figures_are_rounded_bit_for_bit_as_one_at_a_time_and_so_at_ties() -> None:
+    rng = random.Random(5)
+    ties = [(i + 0.5) / 10_000 for i in range(0, 10_000, 7)]
+    figures = [
+        *ties,
+        *(nextafter(x, x + way) for x in ties for way in (-1, 1)),
+        *(rng.random() for _ in range(5_000)),
+        *(i / 977 for i in range(978)),
+        0.0,
+        1.0,
+    ]
+    assert rounded_all(np.array(figures)).tolist() == [round(x, 4) for x in figures]
 
 
 def test_adjusted_figures_are_bit_for_bit_those_of_the_list() -> None:

@@ -328,7 +328,11 @@ def test_a_sheet_is_the_sorted_list_of_its_keys_with_their_figures_and_pages_as_
             sheet.take(reader, list(changed.items()))
         assert not changed or not sheet.derived
         want = sorted(key for key, figures in truth.items() if figures[0] < 1)
-        assert sheet.keys == want and [column.tolist() for column in sheet.columns] == [[truth[key][i] for key in want] for i in range(2)]
+        assert (
+            sheet.keys == want
+            and sheet.names_at(range(len(want))) == [key[0] for key in want]
+            and [column.tolist() for column in sheet.columns] == [[truth[key][i] for key in want] for i in range(2)]
+        )
         chosen = [i for i, key in enumerate(want) if truth[key][1] > 0]
         for items, indices in ((want, None), ([want[i] for i in chosen], np.array(chosen, dtype=np.int64))):
             limit = rng.randrange(1, 9)
