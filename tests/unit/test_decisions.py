@@ -6,11 +6,13 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import RecordMetadata
+from faust.types import TP
 
 from agents.core import AT, MARK, SERVED, Core, Served, record_of, scores_key, told_key
 from agents.engine import AIM_S, Engine, EngineConfig, since_boot
@@ -76,6 +78,43 @@ def test_who_was_stopped_for_hours_while_it_read_a_changelog_reads_it_to_its_pre
     assert not slow.ready
     engine.core.followed(slow, (), 9)
     assert slow.ready
+
+
+def test_who_was_stopped_for_hours_between_asking_for_a_changelogs_end_and_the_gain_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    now = [0.0]
+
+    class Brokers:
+        async def end_offsets(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+            asked.append("end")
+            return dict.fromkeys(tps, 4 + len(asked))
+
+        async def beginning_offsets(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+            now[0] += AIM_S + 1 if len(asked) == 1 else 1
+            return dict.fromkeys(tps, 0)
+
+        async def committed_offset(self, tp: TP) -> None:
+            return None
+
+        def assignment(self) -> set[TP]:
+            return {TP("costs", 0)}
+
+    async def gain() -> None:
+        brokers = Brokers()
+        engine.follower, engine.app = brokers, SimpleNamespace(consumer=SimpleNamespace(_thread=brokers, assignment=brokers.assignment))
+        monkeypatch.setattr("agents.engine.since_boot", lambda: now[0])
+        monkeypatch.setattr(engine, "_same_topics", same)
+        await engine._gain([TP("costs", 0)])
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def same() -> bool:
+        return True
+
+    engine = engine_of(**OLD)
+    monkeypatch.setattr(engine, "add_future", lambda work: asyncio.get_running_loop().create_task(work))
+    asyncio.run(gain())
+    assert (asked, engine.core.shards[("costs", 0)].goal) == (["end", "end"], 6)
 
 
 def test_a_partition_that_has_only_rows_that_are_built_beside_ours_is_folded_by_who_gains_it() -> None:
