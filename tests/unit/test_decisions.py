@@ -55,6 +55,35 @@ def test_rows_of_two_settings_that_nobody_decided_about_are_refused_at_the_start
         asyncio.run(engine._settle())
 
 
+def test_a_chunk_that_was_fetched_before_a_swap_is_not_folded_before_what_stands_differently_was_told() -> None:
+    log = log_of([1.0, 2.0, 3.0])
+    core = Core([Partition("costs", 0, made(**NEW))])
+    shard = core.shards[("costs", 0)]
+    core.followed(shard, [(SERVED, msgspec.json.encode(Served(2, made(**NEW).generation, made(**OLD).generation)))], 1)
+    core.gained("costs", 0, committed=None, log_start=0, changelog_end=1)
+    assert core.differing(shard)
+    assert core.chunk(shard, shard.epoch, 0, len(log), log) is None and shard.next == 0
+    core.compared(shard)
+    assert core.chunk(shard, shard.epoch, 0, len(log), log) == len(log)
+
+
+def test_a_partition_of_which_a_former_owner_wrote_further_rows_is_folded_so_far_during_a_swap_since_others_wait_for_that() -> None:
+    log = log_of([1.0, 2.0, 3.0])
+    former, heir = (Core([Partition("costs", 0, made(**OLD))]) for _ in "ab")
+    for core in (former, heir):
+        core.gained("costs", 0, committed=None, log_start=0, changelog_end=0)
+    theirs, ours = former.shards[("costs", 0)], heir.shards[("costs", 0)]
+    former.chunk(theirs, theirs.epoch, 0, len(log), log)
+    late = former.take(theirs)
+    assert late is not None and not heir.trails(ours)
+    heir.followed(ours, late.rows, len(late.rows))
+    assert heir.trails(ours)
+    heir.chunk(ours, ours.epoch, 0, 2, log[:2])
+    assert heir.trails(ours)
+    heir.chunk(ours, ours.epoch, 2, len(log), log[2:])
+    assert not heir.trails(ours)
+
+
 def test_who_was_stopped_for_hours_while_it_read_a_changelog_reads_it_to_its_present_end_before_it_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it would have read may be compacted into later rows: the reader of a row would be without what the row has already."""
 
