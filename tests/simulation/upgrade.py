@@ -38,6 +38,8 @@ class Upgraded(World):
         self.truth[MINE] = [Truth(n, self.parts, broker, NEW) for n, broker in enumerate(self.brokers)]
         self.told_from = [0] * self.parts
         self.compared = [False] * self.parts
+        self.by_former = [0] * self.parts
+        self.by_new = [0] * self.parts
         self.blurred: set[tuple[int, bytes | None]] = set()
 
     # ---- a start
@@ -151,13 +153,18 @@ class Upgraded(World):
         n = shard.partition.number
         if shard.partition.schema is NEW:
             self.truth_of(shard).check_durable(offset, alerts_from=1 << 60 if shard.told else self.told_from[n])
+            self.by_new[n] = max(self.by_new[n], offset)
             return
-        self.truth_of(shard).check_durable(offset)
-        if self.compared[n] and offset > self.told_from[n]:  # a rebalance in the middle of a swap: it was compared, and folded on by the former rows
-            self.truth[MINE][n].advance(offset)
-            for at, topic, key, _ in chain(self.truth[MINE][n].outputs, self.truth[FORMER][n].outputs):
-                if topic == "alerts" and self.told_from[n] <= at < offset:
-                    self.blurred.add((n, key))
+        self.truth_of(shard).check_durable(offset, alerts_from=self.by_new[n])  # below it the new ones were told
+        self.by_former[n] = max(self.by_former[n], offset)
+        self.folded_on(n, offset)
+
+    def folded_on(self, n: int, offset: int) -> None:
+        """The former rows, or what is built beside them, were folded so far by an owner that changes over later; another may have compared before."""
+        if self.compared[n] and offset > self.told_from[n]:
+            for truth in (self.truth[MINE][n], self.truth[FORMER][n]):
+                truth.advance(offset)
+                self.blurred |= {(n, key) for at, topic, key, _ in truth.outputs if topic == "alerts" and self.told_from[n] <= at < offset}
             self.told_from[n] = offset
 
     def advance(self, writing: Writing) -> None:
@@ -186,6 +193,7 @@ class Upgraded(World):
                 broker = self.brokers[shard.partition.number]
                 records, end = broker.records(shard.next, 1 + self.below(20))
                 worker.beside.fold(shard, shard.epoch, shard.next, end, records)
+                self.folded_on(shard.partition.number, shard.next)
         for shard, key, value in worker.beside.unsaid():
             self.brokers[shard.partition.number].append(key, value)
 
@@ -206,6 +214,7 @@ class Upgraded(World):
                 worker.core, worker.beside = beside.building, None
                 worker.shards = list(worker.core.shards.values())
                 for _, n in names:
+                    self.folded_on(n, worker.shard(n).next)
                     self.seek(worker, n, worker.shard(n).next)
 
     # ---- after a swap
@@ -231,6 +240,7 @@ class Upgraded(World):
             # built further than what is to be folded next, by who has crashed: alerts of these records are compared, too
             self.told_from[n] = max(self.told_from[n], shard.next, *(at + 1 for at in shard.told_at.values()))
             self.compared[n] = True
+            self.folded_on(n, self.by_former[n])  # committed, while who compares slept
             self.blur(n)
             board = standing(broker.outputs)
             broker.published.update((shard.told_at[name], "alerts", name, message) for name, message in told.items() if name != MARK)
