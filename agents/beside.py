@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tables.dedupe import IDS
 from tables.partition import Record
 from tables.rows import wire_key
 
@@ -60,10 +59,9 @@ class Beside:
 
     def bound(self, shard: Shard) -> int:
         """Offset up to which a partition may be built: what serves is durable below it."""
-        name = shard.partition.topic, shard.partition.number
         if self.former is None:
-            return self.goal.get(name, 0)
-        return self.former.shards[name].safe or 0
+            return self.goal.get(shard.name, 0)
+        return self.former.shards[shard.name].safe or 0
 
     def fold(self, shard: Shard, epoch: int, start: int, end: int, records: Iterable[Record]) -> int | Refusal | None:
         """`Core.chunk` as far as the bound; nothing is put out."""
@@ -83,11 +81,10 @@ class Beside:
         """
         found = []
         for shard in self.building.shards.values():
-            if shard.ready and not shard.dirty() and shard.flushing is None and self._said.get(shard) != shard.next:
-                told = max((row.logged for row in shard.partition.spaces[IDS.index].get("", {}).values()), default=-1) + 1
-                if shard.next > max(told, shard.built):
-                    self._said[shard] = shard.next
-                    found.append((shard, wire_key(f"{BUILT}.{self.generation}", "", ()), str(shard.next).encode()))
+            done = shard.ready and not shard.dirty() and shard.flushing is None and self._said.get(shard) != shard.next
+            if done and shard.next > max(shard.logged() + 1, shard.built):
+                self._said[shard] = shard.next
+                found.append((shard, wire_key(f"{BUILT}.{self.generation}", "", ()), str(shard.next).encode()))
         return found
 
     def aim(self, committed: Mapping[Name, int]) -> None:

@@ -194,6 +194,11 @@ class Shard:
         self.foreign: dict[str, dict[bytes, bytes]] = {}
         self.late: dict[str, dict[bytes, bytes | None]] = {}
 
+    @property
+    def name(self) -> tuple[str, int]:
+        """Source topic without prefix, and partition."""
+        return self.partition.topic, self.partition.number
+
     def dirty(self) -> bool:
         """Something absorbed is not yet durable."""
         return bool(self.partition.outputs) or any(self.partition.dirty)
@@ -202,7 +207,11 @@ class Shard:
         """Offset up to which (exclusive) the rows here have absorbed the partition, as far as rows can tell."""
         if self.ready:
             return self.next
-        return max(max((row.logged for row in self.partition.spaces[IDS.index].get("", {}).values()), default=-1) + 1, self.built)
+        return max(self.logged() + 1, self.built)
+
+    def logged(self) -> int:
+        """Offset of the newest record whose ids, the rows that are written last, were met on the changelog; -1 before the first."""
+        return max((row.logged for row in self.partition.spaces[IDS.index].get("", {}).values()), default=-1)
 
     def keep(self, generation: str, key: bytes, value: bytes | None) -> None:
         """Note a row of another generation; an older one that comes late, or a tombstone over what is no grave, does not replace a newer one."""
@@ -320,8 +329,7 @@ class Core:
                 return
         if not shard.told and self._begins(shard):
             self._tell(shard, MARK, b"{}", -1)  # there may be alerts of the former rows, and none of these
-        logged_done = max((row.logged for row in partition.space(IDS, "").values()), default=-1)
-        known = max(shard.publish_from, logged_done + 1)
+        known = max(shard.publish_from, shard.logged() + 1)
         partition.outputs = [out for out in partition.outputs if out.offset >= known]
         if shard.log_start > shard.next:
             passed = max(shard.next, shard.committed or 0)  # where nothing was folded yet, this is a new deployment on a topic of some age
@@ -354,7 +362,7 @@ class Core:
         Returns the number of records that were new, `Refusal` where the chunk does not continue, None where it belongs to
         an earlier ownership, or was fetched before a swap after which is first to be told what stands differently.
         """
-        if epoch != shard.epoch or not shard.ready or (shard.told and self.differing(shard)):
+        if epoch != shard.epoch or not shard.ready or self.differing(shard):
             return None
         if start > shard.next:
             shard.n_refused += 1
@@ -395,7 +403,7 @@ class Core:
 
     def trails(self, shard: Shard) -> bool:
         """Whether rows of a former owner, which landed after the gain, are ahead of what is folded here."""
-        return shard.ready and max((row.logged for row in shard.partition.spaces[IDS.index].get("", {}).values()), default=-1) >= shard.next
+        return shard.ready and shard.logged() >= shard.next
 
     def comparing(self, shard: Shard) -> list[tuple[bytes, bytes | None]]:
         """What is to be written, in this order, when what stands differently is told: that it is, then the end of what was kept for it."""

@@ -202,8 +202,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if not self.partitions:
             counts, identities, embedded = await asyncio.to_thread(self.discover)
             self.prepare(counts, identities)
-            if embedded:
-                self.embedded = True
+            self.embedded = embedded
             self.archive = self.config.archive(identities, embedded)
         if self.elect is not None:
             try:
@@ -305,13 +304,13 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         shard = self.shard(tp)
         if shard is None:
             return True
-        if (self.held and not self._trails(shard)) or (shard.told and self.core.differing(shard)):
+        if self._holds(shard) or self.core.differing(shard):
             return False
         return shard.ready and not self._dead and (shard.safe is None or shard.next - shard.safe < MAX_BEHIND)
 
-    def _trails(self, shard: Shard) -> bool:
-        """Whether it is to be folded even during a swap: whoever only follows its rows waits for the tables that are built to be as far."""
-        return self.rebuild is not None and self.rebuild.plan.swapping and self.core.trails(shard)
+    def _holds(self, shard: Shard) -> bool:
+        """Whether nothing new of it is folded; during a swap as far as its rows are it is: whoever only follows them waits for what is built to be so far."""
+        return self.held and not (self.rebuild is not None and self.rebuild.plan.swapping and self.core.trails(shard))
 
     def seeks(self) -> dict[TP, int]:
         """Positions to fetch from, asked once each."""
@@ -355,7 +354,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         starts = await self.insist(lambda: self.follower.beginning_offsets(sources), "the topics' starts could not be read")
         gone: dict[Shard, int] = {}
         rebuild = self.rebuild
-        names = {tp: (shard.partition.topic, shard.partition.number) for tp, shard in zip(sources, shards, strict=True)}
+        names = {tp: shard.name for tp, shard in zip(sources, shards, strict=True)}
         begins = {names[tp]: start for tp, start in starts.items()}
         if rebuild is not None:
             with suppress(TopicProblem):  # the archive cannot be asked: where that matters, building tells
@@ -370,7 +369,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             if since_boot() - asked > AIM_S:
                 self.add_future(self._gain([tp]))  # stopped for so long: what was read meanwhile may be compacted into later rows than those
                 continue
-            name = shard.partition.topic, shard.partition.number
+            name = shard.name
             self.log_starts[name] = starts[TopicPartition(tp.topic, tp.partition)]
             gone[shard] = shard.n_gone
             self._asked[name] = asked
@@ -408,10 +407,10 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         for tp in ours:
             shard = self.shard(tp)
             if shard is not None:
-                self.core.lost(shard.partition.topic, shard.partition.number)
+                self.core.lost(*shard.name)
                 self._seeks.pop(tp, None)
                 if self.rebuild is not None:
-                    self.rebuild.core.lost(shard.partition.topic, shard.partition.number)
+                    self.rebuild.core.lost(*shard.name)
 
     def _shards(self, tp: TP) -> list[Shard]:
         """What is folded of a source partition: the rows that serve, and those that are built beside them."""
@@ -424,7 +423,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     def absorb(self, tp: TP, chunk: tuple[int, int, int, Iterable[Any]]) -> None:
         """Fold one fetched chunk."""
         shard = self.shard(tp)
-        if shard is None or self._dead or (self.held and not self._trails(shard)):
+        if shard is None or self._dead or self._holds(shard):
             return  # what is dropped is fetched again
         epoch, start, end, records = chunk
         done = self.core.chunk(shard, epoch, start, end, records)
@@ -853,14 +852,14 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         Who was stopped for hours on its way there would miss rows that are compacted into later ones.
         """
         now = since_boot()
-        late = {tp: shard for tp, shard in self.by_changelog.items() if shard.owned and not shard.ready and now - self._asked.get(_name(shard), now) > AIM_S}
+        late = {tp: shard for tp, shard in self.by_changelog.items() if shard.owned and not shard.ready and now - self._asked.get(shard.name, now) > AIM_S}
         if late:
             ends = await self.insist(lambda: self.follower.end_offsets(list(late)), "the changelogs' ends could not be read")
             for tp, shard in late.items():
-                self._asked[_name(shard)] = now
+                self._asked[shard.name] = now
                 self.core.follow_to(shard, ends[tp])
                 if self.rebuild is not None:
-                    self.rebuild.core.follow_to(self.rebuild.core.shards[_name(shard)], ends[tp])
+                    self.rebuild.core.follow_to(self.rebuild.core.shards[shard.name], ends[tp])
         if not self.restored and now - self._restore_asked > AIM_S:
             self._restore_asked = now
             self.restore_goal = dict(await self.insist(lambda: self.follower.end_offsets(list(self.restore_goal)), "the changelogs' ends could not be read"))
@@ -1010,8 +1009,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     def lag(self, shard: Shard) -> int:
         """Records on the log that this worker's tables have not absorbed yet."""
-        name = shard.partition.topic, shard.partition.number
-        return max(0, self.ends.get(name, 0) - self.absorbed(shard))
+        return max(0, self.ends.get(shard.name, 0) - self.absorbed(shard))
 
     def absorbed(self, shard: Shard) -> int:
         """Offset up to which (exclusive) this worker's tables have absorbed the partition."""
@@ -1024,7 +1022,3 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 def since_boot() -> float:
     """Seconds by a clock that goes on while a process is stopped, or the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
-
-
-def _name(shard: Shard) -> tuple[str, int]:
-    return shard.partition.topic, shard.partition.number

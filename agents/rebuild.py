@@ -108,7 +108,7 @@ class Rebuild:
 
     async def headless(self, shard: Shard, at: int) -> TopicProblem:
         """The sentence for a log that cannot be folded from an offset on."""
-        place = shard.partition.topic, shard.partition.number
+        place = shard.name
         start = self.log_starts[place]
         begin, end, why = (at, start, "there is no archive") if self.head is None else await self.head.gap(place, at, start)
         return TopicProblem(
@@ -243,11 +243,11 @@ class Rebuild:
             await consumer.stop()
 
     def _log_start(self, shard: Shard) -> int:
-        return self.log_starts.get((shard.partition.topic, shard.partition.number), 0)
+        return self.log_starts.get(shard.name, 0)
 
     async def _read(self, shard: Shard) -> None:
         """Fold what the archive has of a partition's head: some thousand records."""
-        place, epoch, start = (shard.partition.topic, shard.partition.number), shard.epoch, shard.next
+        place, epoch, start = shard.name, shard.epoch, shard.next
         head = self.head
         if head is None:
             raise await self.headless(shard, start)
@@ -277,7 +277,7 @@ class Rebuild:
         Raises:
             TopicProblem: nor has the archive what is missing.
         """
-        place = shard.partition.topic, shard.partition.number
+        place = shard.name
         begins = await self.begins({place: log_start})
         if begins[place] > shard.next:
             raise await self.headless(shard, shard.next)

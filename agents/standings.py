@@ -176,7 +176,7 @@ class Standings(Service):  # type: ignore[misc]  # mode is untyped here
             offset = entry.message["data"]["evidence"]["offset"]
             known = shard in still and before[shard] == (shard.epoch, shard.n_alerts)
             if not known or shard.stands is None or offset >= shard.next:
-                if offset < max(shard.next, engine.ends.get((shard.partition.topic, shard.partition.number), 0)):  # anybody may write to the topic
+                if offset < max(shard.next, engine.ends.get(shard.name, 0)):  # anybody may write to the topic
                     self._late.add(name)
             elif shard not in heirs:
                 told = shard.stands.get(name.encode())

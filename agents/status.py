@@ -73,7 +73,7 @@ def status(engine: Any, settings: Any) -> dict[str, Any]:
                 "owner": shard.owned,
                 "ready": shard.ready,
                 "absorbed": engine.absorbed(shard),
-                "end": engine.ends.get((shard.partition.topic, shard.partition.number)),
+                "end": engine.ends.get(shard.name),
                 "lag": engine.lag(shard),
                 "committed": shard.committed,
                 "safe": shard.safe,

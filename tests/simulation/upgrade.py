@@ -113,7 +113,7 @@ class Upgraded(World):
     def held(self, worker: Worker, shard: Shard) -> bool:
         """Nothing new is folded: the tables are being swapped, or what stands differently is told first."""
         swapping = worker.beside is not None and worker.beside.swapping and not worker.core.trails(shard)
-        return swapping or (bool(shard.told) and worker.core.differing(shard))
+        return swapping or worker.core.differing(shard)
 
     def do_deliver(self) -> None:
         for worker in self.workers:
