@@ -4,18 +4,20 @@ The rules this file keeps:
   * a file is written aside, synced and renamed, so it is there whole or not at all;
   * its name says all of it (topic, partition, first and last offset), and a range is written again with the same rows;
   * of one range the file that reaches furthest counts, whoever wrote it;
+  * a file that was replaced goes when nobody reads it any more;
   * a file that cannot be read is put aside under another name, told, and made again from the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,10 @@ class Folder:
         self.broken: list[str] = []
         self.again: dict[Place, set[int]] = {}
         self.lock = threading.Lock()
+        self.retired: dict[str, int | None] = {}
+        """Files that were replaced -> the first age whose readers cannot know them; None = they still can."""
+        self._age = 0
+        self._readers: Counter[int] = Counter()
 
     # ---- what is there
 
@@ -133,6 +139,13 @@ class Folder:
             if _older(stray, 3600):  # another archiver may be writing a newer one now
                 stray.unlink(missing_ok=True)
         self.scan()
+        known = {piece.path for piece in self.all()}
+        for entry in list(os.scandir(self.path)):  # replaced by an archiver that was ended before it could delete them
+            named = NAME.fullmatch(entry.name)
+            if named is not None and not named[5] and entry.path not in known:
+                newer = self.pieces.get((named[1], int(named[2])), {}).get(int(named[3]))
+                if newer is not None and newer.last > int(named[4]):
+                    Path(entry.path).unlink(missing_ok=True)
 
     def _same_log(self) -> None:
         about = self.path / LOG
@@ -157,6 +170,8 @@ class Folder:
             if named is None:
                 continue
             topic, partition, first, last = named[1], int(named[2]), int(named[3]), int(named[4])
+            if entry.path in self.retired:
+                continue
             if named[5]:
                 self.again.setdefault((topic, partition), set()).add(first)
                 continue
@@ -246,6 +261,35 @@ class Folder:
                 found[piece.partition] = max(found.get(piece.partition, -1), piece.cleared[tenant])
         return found
 
+    # ---- what was replaced
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Files that are known at the beginning, or become known meanwhile, stay until the end. For any thread."""
+        with self.lock:
+            age = self._age
+            self._readers[age] += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._readers[age] -= 1
+                if not self._readers[age]:
+                    del self._readers[age]
+
+    def forget(self) -> None:
+        """Delete the files that were replaced and that nobody reads any more. Called when everybody who begins to read knows the new ones."""
+        with self.lock:
+            self._age += 1
+            for path, age in self.retired.items():
+                if age is None:
+                    self.retired[path] = self._age
+            oldest = min(self._readers, default=self._age)
+            gone = [path for path, age in self.retired.items() if age is not None and age <= oldest]
+        for path in gone:
+            Path(path).unlink(missing_ok=True)
+            del self.retired[path]
+
     # ---- writing
 
     def write(
@@ -286,7 +330,7 @@ class Folder:
         made = replace(made, missing=(*made.missing, *((a, b) for a, b in lost if a < b)))
         piece = self._write(made, " UNION ALL ".join(parts), params)
         if old is not None and old.path != piece.path:
-            Path(old.path).unlink(missing_ok=True)
+            self.retired[old.path] = None
         return piece
 
     def _write(self, piece: Piece, rows: str, params: Mapping[str, Any]) -> Piece:
@@ -313,6 +357,7 @@ class Folder:
             cursor.close()
         made = replace(piece, path=str(path), bytes=path.stat().st_size, **_about(about))
         with self.lock:
+            self.retired.pop(made.path, None)
             place = (piece.topic, piece.partition)
             self.pieces = {**self.pieces, place: {**self.pieces.get(place, {}), piece.first: made}}
         return made
@@ -414,8 +459,8 @@ class Folder:
             past.update(dict(cursor.execute(aged, bound).fetchall()))
         made = self._write(replace(piece, past=dict(past), removed=piece.removed + piece.rows - left), f"SELECT {NAMES} {kept}", params)
         if not made.rows and delete and not made.cleared:
-            Path(made.path).unlink(missing_ok=True)
             with self.lock:
+                self.retired[made.path] = None
                 place = (piece.topic, piece.partition)
                 others = {first: one for first, one in self.pieces[place].items() if first != piece.first}
                 self.pieces = {**self.pieces, place: others}

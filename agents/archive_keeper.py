@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Keeper:
         self._files: dict[str, tuple[Any, tuple[Piece, ...]]] = {}
         self._tidied_at = 0.0
         self._untidy = False
-        self._scanning = threading.Lock()
+        self._changing = threading.RLock()
 
     def close(self) -> None:
         """Give back what is only of this process."""
@@ -126,6 +127,10 @@ class Keeper:
             OSError: the folder cannot be used at the moment.
             Unusable: nor ever, as it is.
         """
+        with self._changing:
+            return self._open(log_starts)
+
+    def _open(self, log_starts: Mapping[Place, int]) -> dict[Place, int]:
         self.folder.open()
         for piece in self.folder.all():
             for tenant, (_, _, high) in (piece.tenants or {}).items():
@@ -194,8 +199,9 @@ class Keeper:
                 tail.cleared.setdefault(number, {})[tenant] = offset
                 self._untidy = True
                 self._cleared_us[(place, tenant, offset)] = next(record.timestamp * 1000 for record in fresh if record.offset == offset)
-        tail.ends[number] = max(tail.ends[number], end)
-        self._snap(topic)
+        with self._changing:
+            tail.ends[number] = max(tail.ends[number], end)
+            self._snap(topic)
 
     def pass_over(self, place: Place, start: int) -> None:
         """The log begins at an offset behind what was to be read next: what is between was removed first."""
@@ -244,18 +250,20 @@ class Keeper:
         """Write a topic's tail into files; returns whether it is written. What could not be written stays in the tail."""
         tail = self.tails[topic]
         began = time.monotonic()
-        try:
-            for number in sorted(tail.touched):
-                self._write(topic, number)
-        except (OSError, duckdb.Error) as failed:
-            self._failed(f"{self.folder.path} cannot be written: {line_of(failed)}")
-            tail.written_at = time.monotonic()
+        with self._changing:
+            try:
+                for number in sorted(tail.touched):
+                    self._write(topic, number)
+            except (OSError, duckdb.Error) as failed:
+                self._failed(f"{self.folder.path} cannot be written: {line_of(failed)}")
+                tail.written_at = time.monotonic()
+                self._snap(topic)
+                return False
+            self._well()
+            old = tail.table
+            self._fresh(topic)
             self._snap(topic)
-            return False
-        self._well()
-        old = tail.table
-        self._fresh(topic)
-        self._snap(topic)
+            self.folder.forget()
         with self.database.cursor() as cursor:
             cursor.execute(f"DROP TABLE {old}")
         tail.written_at = time.monotonic()
@@ -284,22 +292,26 @@ class Keeper:
         self.error = None
 
     def tidy(self, now: float) -> None:
-        """Remove what is past its time or cleared, now and then."""
-        if now - self._tidied_at < (SOON_S if self._untidy else TIDY_S):
-            return
-        if self._untidy and any(tail.cleared for tail in self.tails.values()):
-            return  # the clearing itself is not in a file yet
-        self._tidied_at, self._untidy = now, False
-        try:
-            now_us = int(self.clock() * 1e6)
-            floors = {tenant: now_us - int(days * DAY_US) for tenant, days in self.days.items()}
-            slack_us = int(min(1.0, min(self.days.values()) / 10) * DAY_US)
-            self.removed += self.folder.tidy({tenant: self.keep_from_us(tenant) for tenant in self.newest}, floors, slack_us)
-        except (OSError, duckdb.Error) as failed:
-            self._untidy = True
-            self._failed(f"{self.folder.path} cannot be tidied: {line_of(failed)}")
-        for topic in self.tails:
-            self._snap(topic)
+        """Remove what is past its time or cleared, now and then, and at any time what was replaced and is no longer read."""
+        with self._changing:
+            if self.folder.retired:
+                self.folder.forget()
+            if now - self._tidied_at < (SOON_S if self._untidy else TIDY_S):
+                return
+            if self._untidy and any(tail.cleared for tail in self.tails.values()):
+                return  # the clearing itself is not in a file yet
+            self._tidied_at, self._untidy = now, False
+            try:
+                now_us = int(self.clock() * 1e6)
+                floors = {tenant: now_us - int(days * DAY_US) for tenant, days in self.days.items()}
+                slack_us = int(min(1.0, min(self.days.values()) / 10) * DAY_US)
+                self.removed += self.folder.tidy({tenant: self.keep_from_us(tenant) for tenant in self.newest}, floors, slack_us)
+            except (OSError, duckdb.Error) as failed:
+                self._untidy = True
+                self._failed(f"{self.folder.path} cannot be tidied: {line_of(failed)}")
+            for topic in self.tails:
+                self._snap(topic)
+            self.folder.forget()
 
     # ---- reading (any thread)
 
@@ -307,13 +319,17 @@ class Keeper:
         """Where a topic's rows are now."""
         return self._snapshots[topic]
 
+    def reading(self) -> AbstractContextManager[None]:
+        """While it is open, files that are known stay where they are."""
+        return self.folder.reading()
+
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection for the calling thread."""
         return self.database.cursor()
 
     def refresh(self) -> None:
         """Another archiver of the same folder has replaced files."""
-        with self._scanning:
+        with self._changing:
             self.folder.scan()
             for topic in self.tails:
                 self._snap(topic)

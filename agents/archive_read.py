@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -49,6 +50,10 @@ class Store(Protocol):
 
     def snapshot(self, topic: str) -> Snapshot:
         """Where a topic's rows are now."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """While it is open, files that are known stay where they are, unless another archiver of the folder replaces them."""
         ...
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -149,7 +154,7 @@ def _tried(store: Store, once: Callable[[duckdb.DuckDBPyConnection], T], timeout
     """
     last: duckdb.Error | None = None
     for _ in range(TRIES):
-        with store.cursor() as cursor:
+        with store.reading(), store.cursor() as cursor:
             watch = threading.Timer(timeout_s, cursor.interrupt)
             watch.start()
             try:

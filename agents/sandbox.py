@@ -131,7 +131,8 @@ def run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[st
     gone: duckdb.Error | None = None
     for _ in range(TRIES):
         try:
-            return _run(store, tenant, query, limit)
+            with store.reading():
+                return _run(store, tenant, query, limit)
         except Moved as moved:
             gone = moved.error
             store.refresh()
@@ -140,7 +141,7 @@ def run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[st
 
 
 class Moved(Exception):
-    """A file or the tail was replaced while the query was being set up."""
+    """The tail was written to a file while the query was being set up, or another archiver of the folder replaced a file."""
 
     def __init__(self, error: duckdb.Error) -> None:
         super().__init__(str(error))
@@ -159,29 +160,36 @@ def _run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[s
     watch = threading.Timer(ANSWER_S, database.interrupt)
     watch.start()
     try:
-        try:
-            _events(store, database, tenant, folder)
-        except (duckdb.IOException, duckdb.CatalogException) as gone:
-            raise Moved(gone) from None
+        files = _events(store, database, tenant, folder)
         try:
             return _answer(database, query, limit)
         except duckdb.InterruptException:
-            raise TooLong from None
-        except duckdb.IOException as gone:
-            if "No files found" in str(gone) or "No such file" in str(gone):
-                raise Moved(gone) from None
-            raise BadParameter("query", str(gone).splitlines()[0]) from None
+            raise
         except duckdb.Error as wrong:
+            if _gone(files):
+                raise Moved(wrong) from None
             raise BadParameter("query", str(wrong).splitlines()[0]) from None
+    except duckdb.InterruptException:
+        raise TooLong from None
     finally:
         watch.cancel()
         database.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, folder: str) -> None:
-    """Make the view, then shut every door."""
-    parts, paths = [], []
+def _gone(files: Sequence[str]) -> bool:
+    """Whether one is no longer there. DuckDB says of such a file that it may not look for it: the doors are shut."""
+    return not all(os.path.exists(path) for path in files)
+
+
+def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, folder: str) -> list[str]:
+    """Make the view, then shut every door; returns the files that the view reads.
+
+    Raises:
+        Moved: what it was to read is no longer there.
+    """
+    parts: list[str] = []
+    paths: list[str] = []
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     for topic in SOURCE_TOPICS:
         at = store.snapshot(topic)
@@ -191,7 +199,10 @@ def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, fold
             f'AND "offset" > list_extract({[int(erased.get(n, -1)) for n in range(len(at.ends))]}::BIGINT[], partition + 1)'
         )
         files = [piece.path for piece in at.pieces if piece.rows and piece.may_have(tenant)]
-        tail = _tail(store, at, tenant, os.path.join(folder, f"{topic}.parquet"))
+        try:
+            tail = _tail(store, at, tenant, os.path.join(folder, f"{topic}.parquet"))
+        except duckdb.CatalogException as written:
+            raise Moved(written) from None
         if tail is not None:
             files.append(tail)
         if files:
@@ -204,8 +215,16 @@ def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, fold
     database.execute("SET VARIABLE tenant = $tenant", {"tenant": tenant})
     database.execute(f"SET allowed_paths = [{', '.join(text(path) for path in paths)}]")
     database.execute("SET enable_external_access = false")
-    database.execute(f"CREATE VIEW events AS SELECT * FROM ({' UNION ALL '.join(parts)}) LIMIT {ALL}")
+    try:
+        database.execute(f"CREATE VIEW events AS SELECT * FROM ({' UNION ALL '.join(parts)}) LIMIT {ALL}")
+    except duckdb.InterruptException:
+        raise
+    except duckdb.Error as wrong:
+        if _gone(paths):
+            raise Moved(wrong) from None
+        raise
     database.execute("SET lock_configuration = true")
+    return paths
 
 
 def _tail(store: Store, at: Snapshot, tenant: str, path: str) -> str | None:

@@ -30,6 +30,13 @@ def pulsefold(*words: str, env: dict[str, str] | None = None, cwd: Path | None =
     )
 
 
+def answered(*words: str) -> str:
+    """What a call that succeeds prints."""
+    done = pulsefold(*words)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "env", "names"),
     [
@@ -90,8 +97,8 @@ def test_publish_counts_what_was_taken_and_refused_by_line(embedded: EmbeddedBro
     worker.until(lambda: worker.get("/status")["counts"]["in"] == 2)
     assert worker.get("/trust/model/m")["observations"] == 1
     url = f"http://127.0.0.1:{worker.port}"
-    assert json.loads(pulsefold("query", "/trust/model/m", "--url", url, "--json").stdout)["observations"] == 1
-    assert "observations" in pulsefold("query", "/trust", "--url", url, "--csv").stdout
+    assert json.loads(answered("query", "/trust/model/m", "--url", url, "--json"))["observations"] == 1
+    assert "observations" in answered("query", "/trust", "--url", url, "--csv")
     missing = pulsefold("query", "/trust/model/nobody", "--url", url)
     assert missing.returncode == 2 and "404" in missing.stderr
 
@@ -142,7 +149,7 @@ def test_dead_letters_are_listed_with_why(embedded: EmbeddedBroker, worker: Work
     producer.produce("pulsefold.costs", b"not json", b"default")
     producer.flush(10)
     worker.until(lambda: worker.get("/status")["counts"]["dead_lettered"] == 1)
-    rows = json.loads(pulsefold("dead-letters", "list", "--bootstrap", embedded.bootstrap, "--json").stdout)
+    rows = json.loads(answered("dead-letters", "list", "--bootstrap", embedded.bootstrap, "--json"))
     assert [(row["reason"], row["topic"], row["value"]) for row in rows] == [("not_json", "costs", "not json")]
 
 

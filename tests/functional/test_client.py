@@ -25,7 +25,7 @@ from streams.client import AsyncClient, Client, NotAnswered, NotKnown
 from streams.publisher import SyncPublisher
 
 from ..workers import ROOT, WorkerProcess
-from .test_cli import pulsefold
+from .test_cli import answered, pulsefold
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 
@@ -154,9 +154,9 @@ for words in json.loads(sys.argv[1]):
 
 def test_sql_prints_tables_json_and_csv(served: WorkerProcess) -> None:
     words = ["sql", "SELECT model, count(*) AS n FROM events WHERE model = '=m1' GROUP BY ALL", "--url", f"http://127.0.0.1:{served.port}"]
-    assert json.loads(pulsefold(*words, "--json").stdout)["rows"] == [{"model": "=m1", "n": 30}]
-    assert pulsefold(*words, "--csv").stdout.splitlines() == ["model,n", "'=m1,30"]
-    assert re.search(r"=m1\s*│\s*30", pulsefold(*words).stdout)
+    assert json.loads(answered(*words, "--json"))["rows"] == [{"model": "=m1", "n": 30}]
+    assert answered(*words, "--csv").splitlines() == ["model,n", "'=m1,30"]
+    assert re.search(r"=m1\s*│\s*30", answered(*words))
     refused = pulsefold("sql", "SELECT * FROM read_text('/etc/passwd')", "--url", words[-1])
     assert refused.returncode == 2 and "not allowed" in refused.stderr and "Traceback" not in refused.stderr
     nobody = pulsefold("sql", "SELECT 1", "--url", "http://127.0.0.1:1")
@@ -190,7 +190,7 @@ def test_exports_are_whole_files_of_every_format(served: WorkerProcess, tmp_path
     done = pulsefold("export", "learning", str(tmp_path / "l.csv"), "--panel", "curves", "--format", "csv", *url)
     assert (done.returncode, done.stderr.strip()) == (0, "1 rows"), done
     assert (tmp_path / "l.csv").read_bytes().splitlines()[1:] == [f"chess,,{START:%Y-%m-%dT%H:%M}:04.000000Z,1,0.5".encode()]
-    assert pulsefold("export", "learning-log", "-", *url).stdout.count("memory_update") == 1
+    assert answered("export", "learning-log", "-", *url).count("memory_update") == 1
     assert pulsefold("export", "variables", str(tmp_path / "v.json"), *url).returncode == 0
     assert json.loads((tmp_path / "v.json").read_text())["vix"]["count"] == 5
     assert pulsefold("export", "training-data", str(tmp_path / "t.jsonl"), "--types", "task.completed", *url).returncode == 0

@@ -18,7 +18,7 @@ from streams.broker import EmbeddedBroker
 
 from ..workers import WorkerProcess
 from .test_clearing import last
-from .test_cli import pulsefold
+from .test_cli import answered, pulsefold
 from .test_generations import generations, observed, refused
 from .test_golden_http import read
 from .test_service import post
@@ -101,7 +101,7 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
             assert progress["folded"] < progress["to_fold"] == sum(one["to_fold"] for one in progress["partitions"])
             assert progress["per_s"] > 0 and progress["seconds_left"] > 0 and progress["estimated_end"] > progress["since"]
             assert {t["name"]: t for t in progress["tables"]}["trust"]["serving_keys"] == 20
-            text = pulsefold("status", "--url", f"http://127.0.0.1:{after.port}").stdout
+            text = answered("status", "--url", f"http://127.0.0.1:{after.port}")
             assert "rebuilding: " in text and "of 15" in text and "prior" in text, text
             after.until(lambda: after.get("/trust/model/m3")["observations"] == 77, 10)
         assert answers == [{1.0}], "the former tables serve, and take in what is new"
@@ -232,7 +232,7 @@ def test_where_the_log_loses_its_start_while_it_is_built_the_build_ends_with_a_s
         told = after.get("/status")["rebuild"]["error"]
         assert "pulsefold.judgments/0: the log begins at offset" in told and "prior" in told
         assert told in after.log.read_text()
-        text = pulsefold("status", "--url", f"http://127.0.0.1:{after.port}").stdout
+        text = answered("status", "--url", f"http://127.0.0.1:{after.port}")
         assert "not rebuilt" in text and told in text
         with urllib.request.urlopen(f"http://127.0.0.1:{after.port}/metrics", timeout=20) as metrics:
             assert b"\npulsefold_rebuild_failed 1.0" in metrics.read()

@@ -1,0 +1,158 @@
+"""Files of the archive are replaced while they are read: every answer is of one moment, whole, and never an error."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents import sandbox
+from agents.archive_keeper import Keeper
+from agents.archive_read import NEWEST, Asked, Snapshot, read
+
+from ..archive_feed import Feed
+
+COUNT = "SELECT count(*) AS n FROM events"
+
+
+def metric(n: int) -> dict[str, Any]:
+    data = {"metric_type": "t", "value": n, "model": f"m{n % 7}"}
+    return {"id": f"e{n}", "type": "metric.recorded.v1", "time": "2026-03-02T00:00:00Z", "data": data}
+
+
+def counted(feed: Feed) -> int:
+    n: int = sandbox.run(feed.keeper, "default", COUNT, 10)[1][0]["n"]
+    return n
+
+
+def listed(feed: Feed) -> int:
+    return len(read(feed.keeper, Asked("default", ["training"], ["id"]), NEWEST, 100_000))
+
+
+def files(feed: Feed) -> set[str]:
+    return {path.name for path in feed.path.glob("*.parquet")}
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Iterator[Feed]:
+    """A hundred events in files."""
+    made = Feed(tmp_path / "archive")
+    made.send(*(metric(n) for n in range(100)))
+    made.take()
+    made.write()
+    yield made
+    made.keeper.close()
+
+
+def more(feed: Feed, begin: int, end: int) -> None:
+    feed.send(*(metric(n) for n in range(begin, end)))
+    feed.take()
+    feed.write()
+
+
+def test_what_is_read_stays_until_its_last_reader_has_ended(feed: Feed) -> None:
+    first = files(feed)
+    with feed.keeper.reading():
+        more(feed, 100, 130)
+        second = files(feed)
+        assert first < second
+        with feed.keeper.reading():
+            more(feed, 130, 160)
+            third = files(feed)
+            assert second < third
+        feed.tidy()
+        assert first < files(feed) == third, "the outer reader knows the first files, and may come to know the second ones"
+        feed.keeper.refresh()
+        assert (counted(feed), listed(feed)) == (160, 160), "what was replaced is not taken up again"
+    more(feed, 160, 190)
+    assert len(files(feed)) == len(feed.keeper.folder.all())
+    assert files(feed).isdisjoint(first)
+
+
+def test_readers_refreshes_and_writes_at_the_same_time(feed: Feed) -> None:
+    wrong: list[str] = []
+    there, coming, stop = [100], [100], threading.Event()
+
+    def ask(count: Any) -> None:
+        while not stop.is_set():
+            low = there[0]
+            try:
+                found = count(feed)
+            except Exception as error:  # all of them are what is looked for
+                wrong.append(f"{type(error).__name__}: {error}")
+                return
+            if not low <= found <= coming[0]:
+                wrong.append(f"{count.__name__} found {found}, not {low} to {coming[0]}")
+
+    def refresh() -> None:
+        while not stop.wait(0.002):
+            feed.keeper.refresh()
+
+    threads = [threading.Thread(target=ask, args=(count,)) for count in (counted, counted, listed)] + [threading.Thread(target=refresh)]
+    for thread in threads:
+        thread.start()
+    for n in range(100, 520, 7):
+        coming[0] = n + 7
+        feed.send(*(metric(one) for one in range(n, n + 7)))
+        feed.take()
+        there[0] = n + 7
+        feed.write()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:5]
+    assert (counted(feed), listed(feed)) == (520, 520)
+
+
+class Stale(Keeper):
+    """Tells once of files as they were before another archiver of the folder replaced them."""
+
+    before: Snapshot | None = None
+
+    def snapshot(self, topic: str) -> Snapshot:
+        found, self.before = self.before if topic == "training" else None, None if topic == "training" else self.before
+        return found or super().snapshot(topic)
+
+
+@pytest.mark.parametrize("count", [counted, listed])
+def test_a_file_that_another_archiver_has_replaced_is_looked_for_again(feed: Feed, count: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = feed.keeper.snapshot("training")
+    more(feed, 100, 130)
+    assert not all(Path(piece.path).exists() for piece in before.pieces)
+    monkeypatch.setattr(feed.keeper, "__class__", Stale)
+    monkeypatch.setattr(feed.keeper, "before", before, raising=False)
+    assert count(feed) == 130
+
+
+def test_a_file_that_another_archiver_replaces_between_the_view_and_its_query(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [Feed(feed.path)]
+    answer = sandbox._answer
+
+    def late(*words: Any) -> Any:
+        for other in others:
+            other.send(*(metric(n) for n in range(130)))
+            other.take()
+            other.write()
+        others.clear()
+        return answer(*words)
+
+    monkeypatch.setattr(sandbox, "_answer", late)
+    before = files(feed)
+    assert counted(feed) == 130
+    assert before - files(feed)
+
+
+def test_files_that_an_archiver_could_not_delete_any_more_go_at_the_next_start(feed: Feed) -> None:
+    first = {name: (feed.path / name).read_bytes() for name in files(feed)}
+    more(feed, 100, 130)
+    left = files(feed)
+    for name in first.keys() - left:
+        (feed.path / name).write_bytes(first[name])
+    assert first.keys() - left
+    feed.keeper.close()
+    feed.start()
+    assert files(feed) == left
+    assert counted(feed) == 130
