@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tables.alerting import LEVELS
@@ -42,6 +42,10 @@ class TenantsReader(PartitionReader):
     def placed(self, table: Table[S], key: tuple[str, ...]) -> list[tuple[int, S]]:
         """The same, each with its number."""
         return [(first + number, state) for first, reader in self._numbered() for number, state in reader.placed(table, key)]
+
+    def beside(self, home: Table[Any], key: tuple[str, ...], table: Table[S], keys: Iterable[tuple[str, ...]]) -> Iterator[S]:
+        """States of many keys of a table whose rows are only where a row of `key` is."""
+        return (state for other in keys for reader in self.each for state in reader.beside(home, key, table, (other,)))
 
     def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
         """Every key of any tenant with its states."""

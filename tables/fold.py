@@ -134,6 +134,10 @@ class Reader(Protocol):
         """As `rows`, each with its partition's number."""
         ...
 
+    def beside(self, home: Table[Any], key: tuple[str, ...], table: Table[S], keys: Iterable[tuple[str, ...]]) -> Iterator[S]:
+        """States of many keys of a table whose rows are only where a row of `key` is in `home`: key by key, each in partition order."""
+        ...
+
     def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
         """Every key of the tenant with its states, in no particular order."""
         ...

@@ -135,7 +135,7 @@ def whole_sums(columns: Columns) -> tuple[int, float, float, float]:
 
 def events_of(columns: Columns, task: str) -> int:
     """Events of a task type's streams."""
-    return int(column(columns, "n")[slice(*columns.span(task))].sum())
+    return int(columns.column(FIGURES.index("n"), *columns.span(task)).sum())
 
 
 def column(columns: Columns, name: str) -> Any:

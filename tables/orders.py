@@ -292,10 +292,10 @@ class Columns:
     def __len__(self) -> int:
         return (len(self.places) + len(self._later)) * (1 + len(self._columns)) // 2
 
-    def column(self, n: int) -> Any:
-        """A figure of all lines, as they are now, in the order of their places: an array."""
+    def column(self, n: int, low: int = 0, high: int | None = None) -> Any:
+        """A figure of all lines, or of those from `low` up to and without `high`, as they are now, in the order of their places: an array."""
         self._settle()
-        return self._columns[n][self._order]
+        return self._columns[n][self._order[low:high]]
 
     def span(self, first: str) -> tuple[int, int]:
         """Of the lines whose key begins with this part: index of the first, and behind the last."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .orders import ListKeeper, Part, Source, made
@@ -62,6 +62,24 @@ class PartitionReader:
             if row is not None:
                 found.append((partition.number, table.load(row)))
         return found
+
+    def beside(self, home: Table[Any], key: tuple[str, ...], table: Table[S], keys: Iterable[tuple[str, ...]]) -> Iterator[S]:
+        """States of many keys of a table whose rows are only where a row of `key` is in `home`: key by key, each in partition order."""
+        tenant, index = self.tenant, table.index
+        self._over(table)
+        spaces = []
+        for partition in self._over(home):
+            there = partition.spaces[home.index].get(tenant)
+            if there is not None and key in there:
+                space = partition.spaces[index].get(tenant)
+                if space is not None:
+                    spaces.append(space)
+        for other in keys:
+            for space in spaces:
+                row = space.get(other)
+                if row is not None:
+                    state = row.state
+                    yield table.load(row) if state.__class__ is bytes else state
 
     def scan(self, table: Table[S]) -> Iterator[tuple[tuple[str, ...], list[S]]]:
         """Every key of the tenant with its states."""

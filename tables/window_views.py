@@ -159,7 +159,6 @@ class WindowReader:
         """
         size = SPANS[level].size_us
         found: dict[int, Bucket] = {}
-        rows = self.reader.rows
         looked = 0
         for key in sorted(self.series):
             states = self.series[key]
@@ -174,15 +173,14 @@ class WindowReader:
                 looked += min(ring, last - first + 1)
                 if looked > MOST_BUCKETS:
                     raise BadParameter("metric", "too many series match for so long a span: name model and run, or narrow it")
-                for slot in slots:
-                    for bucket in rows(table, (*key, SLOTS[slot])):
-                        start_us = bucket.index * part
-                        index = start_us // size
-                        if low <= index <= high:
-                            into = found.get(index)
-                            if into is None:
-                                into = found[index] = Bucket(index=index)
-                            into.merge(bucket, (start_us - index * size) / HOUR_US)
+                for bucket in self.reader.beside(self.kept.series, key, table, [(*key, SLOTS[slot]) for slot in slots]):
+                    start_us = bucket.index * part
+                    index = start_us // size
+                    if low <= index <= high:
+                        into = found.get(index)
+                        if into is None:
+                            into = found[index] = Bucket(index=index)
+                        into.merge(bucket, (start_us - index * size) / HOUR_US)
         return dict(sorted(found.items()))
 
     def counted(self, name: str, level: int) -> int:

@@ -221,7 +221,7 @@ class Bucket(msgspec.Struct, array_like=True, gc=False):
             n = self.n = na + nb
             if na:
                 part = nb / n
-                weight = na * part
+                weight = na * nb / n
                 d = other.mean - self.mean
                 mean = self.mean + d * part
                 dx = other.mean_x + shift_hours - self.mean_x
