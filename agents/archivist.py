@@ -243,7 +243,10 @@ class Archivist:
             try:
                 work: Callable[[], dict[str, Any]] = partial(answer, keeper, self.settings, op, request["tenant"], request["params"])
                 if op not in SLOW:
+                    behind = await self._read_up(keeper) if op == "log" and request["params"].get("cursor") is None else None
                     reply = await loop.run_in_executor(self.readers, work)
+                    if behind is not None:
+                        reply["lag"] = behind
                 elif self.n_slow[op] >= MOST_WAITING:
                     reply = {"status": 503, "detail": "too many long queries are waiting; ask again later"}
                 else:
@@ -251,7 +254,7 @@ class Archivist:
                     try:
                         if op == "past":
                             work = partial(self._of_the_past, keeper, request["tenant"], request["params"])
-                        if op != "past" or await self._read_up(keeper):
+                        if op != "past" or not await self._read_up(keeper):
                             reply = await loop.run_in_executor(self.slow[op], work)
                         else:
                             reply = {"status": 503, "detail": "the archive is still reading what is on the log; ask again in a moment"}
@@ -265,14 +268,14 @@ class Archivist:
                 reply = {"status": 500, "detail": "the archive could not answer; its log says why"}
         self.send({"id": request["id"], **reply})
 
-    async def _read_up(self, keeper: Keeper) -> bool:
-        """Whether everything was read that is on the log now."""
+    async def _read_up(self, keeper: Keeper) -> int:
+        """Read what is on the log now, for a bounded time; returns how many records of it are still to be read."""
         found = await self.consumer.end_offsets(list(self.places))
         ends = {self.places[tp]: end for tp, end in found.items()}
         deadline = time.monotonic() + READ_UP_S
         while keeper.lag(ends) and time.monotonic() < deadline and keeper is self.keeper:  # noqa: ASYNC110 - reading goes on in the other task
             await asyncio.sleep(0.05)
-        return not keeper.lag(ends)
+        return keeper.lag(ends)
 
     def _of_the_past(self, keeper: Keeper, tenant: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """A folded view as it stood at a moment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,9 @@ from .access import discover_partitions, security
 from .backtest import Item, item
 from .past_log import Log, is_of
 from .registry import FOLD_SETTINGS, RULE_NAMES
+
+STILL_S = 30.0
+"""How long an archive that is behind the log may stand still before nobody waits for it any more."""
 
 
 @dataclass
@@ -67,7 +71,7 @@ def of_worker(url: str, tenant: str | None, told: Callable[[int], None], topics:
     client = Client(url, token=os.environ.get("PULSEFOLD_TOKEN"), tenant=tenant, timeout_s=120.0)
     try:
         status = client.status()
-        whole = client.event_log(list(topics), limit=1)["whole"]
+        whole = _read_up(client, topics)
         found: list[tuple[int, str, int, int, Item]] = []
         cursor: str | None = None
         while True:
@@ -88,6 +92,26 @@ def of_worker(url: str, tenant: str | None, told: Callable[[int], None], topics:
     counts = dict.fromkeys(SOURCE_TOPICS, 1)
     counts.update(status["partition_counts"])
     return History([one[4] for one in found], counts, in_force(status["rules"]), whole=whole)
+
+
+def _read_up(client: Client, topics: tuple[str, ...]) -> bool:
+    """Wait until the archive has everything that is on the log; whether it goes back to the first event.
+
+    Raises:
+        PulsefoldError: it does not come any nearer to that.
+    """
+    least: int | None = None
+    deadline = 0.0
+    while True:
+        first = client.event_log(list(topics), limit=1)
+        behind = first.lag or 0
+        if not behind:
+            return bool(first["whole"])
+        if least is None or behind < least:
+            least, deadline = behind, time.monotonic() + STILL_S
+        elif time.monotonic() > deadline:
+            raise PulsefoldError(f"the archive has not read {behind} records that are on the log, and reads no more; --from-log folds the log itself")
+        time.sleep(0.2)
 
 
 def of_log(settings: Settings, tenant: str, told: Callable[[int], None], topics: tuple[str, ...] = SOURCE_TOPICS) -> History:

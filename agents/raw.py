@@ -76,7 +76,10 @@ class LinesParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of ``/exports/log``: a page of every event in the order of the log, of some topics or of all."""
+    """Parameters of ``/exports/log``: a page of every event in the order of the log, of some topics or of all.
+
+    Without a cursor what is on the log is read first, for 5 seconds at most; `lag` says how many of these records are not read yet.
+    """
 
     topics: list[Literal["forecasts", "training", "costs", "judgments"]] = []
     limit: Limit = 1000

@@ -93,6 +93,11 @@ class WorkerProcess:
         status = self.get("/status")
         return status["lag"] == 0 and all(p["end"] is not None for p in status["partitions"]) and (total is None or status["counts"]["in"] >= total)
 
+    def archived(self, n: int) -> bool:
+        """The archive has read at least `n` records and, as far as it knew a moment ago, everything there is."""
+        found = self.get("/status")["archive"]
+        return bool(found["ready"] and found["lag"] == 0 and found["rows"] + found["tail_rows"] >= n)
+
     def kill(self) -> None:
         """kill -9."""
         assert self.process is not None

@@ -38,12 +38,6 @@ def archiving(embedded: EmbeddedBroker, tmp_path: Path) -> Iterator[WorkerProces
         worker.stop()
 
 
-def archived(worker: WorkerProcess, n: int) -> bool:
-    """The archive has read at least `n` records and everything there is."""
-    found = worker.get("/status")["archive"]
-    return bool(found["ready"] and found["lag"] == 0 and found["rows"] + found["tail_rows"] >= n)
-
-
 def raw(worker: WorkerProcess, path: str, accept: str, tenant: str = "default") -> tuple[bytes, dict[str, str]]:
     request = urllib.request.Request(f"http://127.0.0.1:{worker.port}/api/v1{path}", headers={"X-Tenant": tenant, "Accept": accept})
     with urllib.request.urlopen(request, timeout=20) as response:
@@ -64,7 +58,7 @@ def metric(id: str, at: str = "2026-03-02T00:00:00Z", **data: Any) -> dict[str, 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_vectors_of_raw_queries_hold_over_http(embedded: EmbeddedBroker, archiving: WorkerProcess, copies: int) -> None:
     n = publish(embedded.bootstrap, ["M3", "P7"], copies)
-    archiving.until(lambda: archiving.absorbed(n) and archived(archiving, n))
+    archiving.until(lambda: archiving.absorbed(n) and archiving.archived(n))
     for name in ("M3", "P7"):
 
         def ask(path: str, params: dict[str, Any], tenant: str = tenant_of(name)) -> dict[str, Any]:
@@ -82,7 +76,7 @@ def test_the_vectors_of_raw_queries_hold_over_http(embedded: EmbeddedBroker, arc
 
 
 def test_a_metric_is_there_within_five_seconds_in_every_format(embedded: EmbeddedBroker, archiving: WorkerProcess) -> None:
-    archiving.until(lambda: archived(archiving, 0))
+    archiving.until(lambda: archiving.archived(0))
     send(embedded, metric("first"))
     archiving.until(lambda: archiving.get("/metrics")["count"] == 1)
     begun = time.monotonic()
@@ -131,20 +125,20 @@ def test_an_archive_that_is_off_is_501_and_the_folded_views_still_work(embedded:
 
 def test_files_outlive_the_worker_and_are_gone_on_with(embedded: EmbeddedBroker, archiving: WorkerProcess, tmp_path: Path) -> None:
     send(embedded, *(metric(f"a{n}", value=n) for n in range(50)))
-    archiving.until(lambda: archived(archiving, 50))
+    archiving.until(lambda: archiving.archived(50))
     assert archiving.stop() == 0
     files = [str(file) for file in (tmp_path / "archive").glob("*.parquet")]
     assert duckdb.execute("SELECT count(*), count(DISTINCT id) FROM read_parquet($f)", {"f": files}).fetchall() == [(50, 50)]
     send(embedded, *(metric(f"b{n}", value=n) for n in range(50)))
     archiving.start()
-    archiving.until(lambda: archived(archiving, 100))
+    archiving.until(lambda: archiving.archived(100))
     assert archiving.get("/metrics", limit=1000)["count"] == 100
 
 
 @pytest.mark.parametrize("who", ["archivist", "worker"])
 def test_a_kill_of_either_process_loses_and_leaves_nothing(embedded: EmbeddedBroker, archiving: WorkerProcess, who: str) -> None:
     send(embedded, *(metric(f"a{n}") for n in range(40)))
-    archiving.until(lambda: archived(archiving, 40))
+    archiving.until(lambda: archiving.archived(40))
     (child,) = psutil.Process(archiving.process.pid).children()  # type: ignore[union-attr]  # it runs
     if who == "archivist":
         child.send_signal(signal.SIGKILL)
@@ -154,7 +148,7 @@ def test_a_kill_of_either_process_loses_and_leaves_nothing(embedded: EmbeddedBro
         child.wait(20)
         archiving.start()
     send(embedded, *(metric(f"b{n}") for n in range(40)))
-    archiving.until(lambda: archived(archiving, 80))
+    archiving.until(lambda: archiving.archived(80))
     found = archiving.get("/metrics", limit=1000)
     assert sorted(one["id"] for one in found["metrics"]) == sorted(f"{c}{n}" for c in "ab" for n in range(40))
 
@@ -170,7 +164,7 @@ def test_a_folder_that_cannot_be_used_is_said_and_waited_for(embedded: EmbeddedB
         assert status == 503 and "cannot be read" in found["detail"]
         worker.until(lambda: worker.get("/metrics/aggregate", metric="unknown")["lag"] == 0)
         place.unlink()
-        worker.until(lambda: archived(worker, 1), timeout_s=30)
+        worker.until(lambda: worker.archived(1), timeout_s=30)
         assert worker.get("/metrics")["count"] == 1
         assert "archive: the archive waits" in worker.log.read_text()
     finally:
@@ -181,7 +175,7 @@ def test_without_a_folder_named_the_embedded_brokers_archive_is_temporary(embedd
     worker = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, roles="all").start()
     try:
         send(embedded, metric("a"))
-        worker.until(lambda: archived(worker, 1))
+        worker.until(lambda: worker.archived(1))
         place = worker.get("/status")["archive"]["dir"]
         assert os.path.isdir(place)
     finally:
@@ -199,7 +193,7 @@ def test_a_new_log_is_not_mixed_into_an_old_archive(tmp_path: Path) -> None:
             finally:
                 worker.stop()
 
-    run(0, lambda worker: archived(worker, 5))
+    run(0, lambda worker: worker.archived(5))
     run(1, lambda worker: "another log" in str(worker.get("/status")["archive"]["problem"]))
     files = [str(file) for file in (tmp_path / "archive").glob("*.parquet")]
     assert {row[0] for row in duckdb.execute("SELECT id FROM read_parquet($f)", {"f": files}).fetchall()} == {f"0-{n}" for n in range(5)}

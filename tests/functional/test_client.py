@@ -66,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
                     publisher.publish(event)
                 publisher.flush(20)
             n = len(events())
-            worker.until(lambda: worker.absorbed(n) and worker.get("/status")["archive"].get("lag") == 0 and worker.get("/metrics", limit=1)["count"] == 1)
+            worker.until(lambda: worker.absorbed(n) and worker.archived(n))
             yield worker
         finally:
             worker.stop()

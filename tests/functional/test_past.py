@@ -46,7 +46,15 @@ def archiving(embedded: EmbeddedBroker, tmp_path: Path) -> Iterator[WorkerProces
 
 
 def say(worker: WorkerProcess, path: str, token: str = "acme", **params: str) -> tuple[int, bytes, str | None]:
-    """Status, body and the header that names the moment."""
+    """Status, body and the header that names the moment; asked again for a while where the answer is to do so."""
+    deadline = time.monotonic() + 60
+    while (found := say_once(worker, path, token, **params))[0] == 503 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def say_once(worker: WorkerProcess, path: str, token: str, **params: str) -> tuple[int, bytes, str | None]:
+    """One answer."""
     url = f"http://127.0.0.1:{worker.port}/api/v1{path}"
     if params:
         url += ("&" if "?" in path else "?") + urlencode(params)
