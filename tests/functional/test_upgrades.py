@@ -109,7 +109,7 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
         assert len(generations(embedded)) == 2
         del after.settings["rebuild"]
         after.start()
-        assert after.get("/status")["rebuild"]["folded"] > 0, "it goes on"
+        after.until(lambda: after.get("/status")["rebuild"]["folded"] > 0, 30)
         with watched(after) as answers:
             after.until(rebuilding(after, "swapped"), 60)
             after.until(lambda: answers[-1:] == [{3.0}])

