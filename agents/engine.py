@@ -86,7 +86,7 @@ class EngineConfig:
 
 
 class Stalled(RuntimeError):
-    """There are records to fold and nothing was folded for too long."""
+    """There are records to fold and nothing was folded for too long; or this process was stopped for too long."""
 
 
 class Unwritable(RuntimeError):
@@ -167,6 +167,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self._admin: Any = None
         self._asked: dict[tuple[str, int], float] = {}
         self._restore_asked = 0.0
+        self._awake_at = since_boot()
         self._promised: dict[Shard, tuple[int, int]] = {}
         self._passed: dict[Shard, int] = {}
 
@@ -425,6 +426,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         shard = self.shard(tp)
         if shard is None or self._dead or self._holds(shard):
             return  # what is dropped is fetched again
+        if (stopped_s := since_boot() - self._awake_at) > AIM_S:
+            raise stood_still(stopped_s)
         epoch, start, end, records = chunk
         done = self.core.chunk(shard, epoch, start, end, records)
         self.n["chunks"] += 1
@@ -887,6 +890,21 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     # ---- watch
 
     @Service.task
+    async def _stay_awake(self) -> None:
+        """See whether this process was stopped, or the machine slept, for longer than half of the least lag.
+
+        What it has read of the changelogs may have been compacted into later rows by then, and others fold what it believes its own: nothing
+        that is in its memory goes on the log after that. Whoever supervises it starts it anew.
+        """
+        self._awake_at = since_boot()
+        while not self.should_stop:
+            if (stopped_s := since_boot() - self._awake_at) > AIM_S:
+                await self.crash(stood_still(stopped_s))
+                return
+            self._awake_at = since_boot()
+            await self.sleep(1.0)
+
+    @Service.task
     async def _identify(self) -> None:
         """Look now and then whether a source topic was deleted and created again."""
         while not self.should_stop:
@@ -1017,6 +1035,10 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             return shard.next
         rows = shard.partition.spaces[IDS.index].get("", {}).values()
         return max(max((row.applied for row in rows), default=-1) + 1, self._passed.get(shard, 0))
+
+
+def stood_still(seconds: float) -> Stalled:
+    return Stalled(f"this process was stopped for {seconds / 60:.0f} minutes; its tables may lack what was compacted meanwhile, so it ends, to be started anew")
 
 
 def since_boot() -> float:

@@ -190,6 +190,13 @@ class ForgetsFailedOutputs(Core):
         super().failed(flush)
 
 
+class FollowsToTheFormerEnd(Core):
+    """Who was stopped beyond the lag while it read a changelog reads it to where it ended before."""
+
+    def follow_to(self, shard: Shard, changelog_end: int) -> None:
+        """Nothing."""
+
+
 class NeverAsksAgain(Core):
     """A chunk that was dropped at the end of the log is not missed."""
 
@@ -401,6 +408,7 @@ MUTANTS = (
     AcksWhatCameLater,
     BelievesOwnRows,
     ForgetsFailedOutputs,
+    FollowsToTheFormerEnd,
     NeverAsksAgain,
     GainsWithoutTheWindow,
     GainsWithoutRepair,
@@ -441,4 +449,5 @@ def planted() -> list[Planted]:
     found += [Planted(bug.__name__, bug.__doc__ or "", REBUILDS, {"core_type": bug}) for bug in SWAPPED]
     found += [Planted(bug.__name__, bug.__doc__ or "", REBUILDS, {"beside_type": bug}) for bug in BESIDE]
     found.append(Planted("(broken seek)", "A seek does nothing.", ALL, {"broken_seek": True}))
+    found.append(Planted("(folds on)", "Who was stopped beyond the lag while it folded goes on.", range(1000, 2000), {"folds_on": True}))
     return [*found, Planted("(no lag)", "The brokers compact rows that are younger than the lag of the changelog.", ALL, {"no_lag": True})]

@@ -95,6 +95,15 @@ class Truth:
             if output[1] != "alerts" or output[0] >= alerts_from:
                 assert output in broker.published, f"partition {self.n}: committed {offset}, but the output {output[1]} of {output[0]} is not on its topic"
 
+    def check_read(self, partition: Partition, offset: int, name: str) -> None:
+        """A worker is ready to fold from an offset on: it lacks no row of what is below, as far as anybody has written any."""
+        there = {wire_key(partition.schema.wires[index], tenant, key): row.applied for (index, tenant, key), row in partition.graves.items()}
+        there |= {wire_key(*key): applied for key, (applied, _) in rows_of(partition).items()}
+        newest = {key: applied for at, key, applied in self.changes if at < offset}
+        for key, applied in newest.items():
+            if self.broker.buried.get(buried_of(key), -1) < applied:  # else it is cleared with what is in its grave
+                assert there.get(key, -1) >= applied, f"partition {self.n}: {name} would fold from {offset}, but has {key!r} at {there.get(key)}, not {applied}"
+
     def check_end(self, partition: Partition, name: str) -> None:
         """At the end: these rows are the pure fold's, and its counters count every record once."""
         self.advance(self.broker.end)

@@ -84,6 +84,8 @@ class Worker:
         owed: the changelog's end at the last gain.
         gone: what was told to be gone before the last gain.
         paused_until: the step at which it wakes.
+        overslept: the changelog was compacted beyond what it has read: it is stopped for longer than the lag.
+        overslept_once: it was, since it was started.
         stopped: why it has stopped for good; a person must mend that.
     """
 
@@ -105,6 +107,7 @@ class Worker:
         self.gone = [0] * self.world.parts
         self.writing: list[Writing] = []
         self.paused_until = -1
+        self.overslept = self.overslept_once = False
         self.stopped: Exception | None = None
         self.inbox: list[tuple[int, int, int, int, list[Rec]]] = []
         self.world.booted(self)
@@ -154,6 +157,7 @@ class Profile:
             "commit": 3,
             "crash": 0.35,
             "pause": 0.4,
+            "oversleep": 0.4,
             "rebalance": 0.5,
             "assign": 3,
             "compact": 0.6,
@@ -178,6 +182,7 @@ class World:
         core_type: the core, or a planted bug.
         broken_seek: planted bug of the I/O: seeks do nothing.
         no_lag: planted bug of the brokers: they compact what is younger than the lag.
+        folds_on: planted bug of the engine: a process that was stopped for longer than the lag goes on.
         beside_type: what decides of a rebuild, or a planted bug.
         skipped: places in the schedule at which nothing happens.
 
@@ -189,6 +194,8 @@ class World:
     """What else happens, and how likely."""
     healing = ("fetch", "deliver", "deliver", "take", "write", "write", "write", "ack", "commit", "idle")
     """What is done at the end until nothing is left to do."""
+    oversleeps: ClassVar = True
+    """Compaction does not always wait for who is stopped."""
 
     def __init__(
         self,
@@ -197,6 +204,7 @@ class World:
         *,
         broken_seek: bool = False,
         no_lag: bool = False,
+        folds_on: bool = False,
         beside_type: type[Beside] = Beside,
         profile: Profile | None = None,
         parts: int = 2,
@@ -207,6 +215,7 @@ class World:
         self.core_type = core_type
         self.broken_seek = broken_seek
         self.no_lag = no_lag
+        self.folds_on = folds_on
         self.beside_type = beside_type
         self.profile = profile or Profile()
         self.parts = parts
@@ -269,7 +278,24 @@ class World:
     def worker(self) -> Worker | None:
         """A worker that is not paused."""
         alive = self.workers if self.asleep_until < self.step else self.awake()
-        return alive[int(self.rng.random() * len(alive))] if alive else None
+        if not alive:
+            return None
+        found = alive[int(self.rng.random() * len(alive))]
+        if found.overslept:
+            self.woken(found)
+        return found
+
+    def woken(self, worker: Worker) -> None:
+        """Who was stopped for long while it folded ends and is started anew; who was on its way there asks for the changelogs' ends again."""
+        worker.overslept = False
+        if any(shard.ready for shard in worker.shards) and not self.folds_on:
+            worker.crash()
+            self.group.left(worker)
+            return
+        for shard, broker in zip(worker.shards, self.brokers, strict=True):
+            worker.core.follow_to(shard, broker.changelog_end)
+            if worker.beside is not None:
+                worker.beside.building.follow_to(worker.beside.building.shards[shard.name], broker.changelog_end)
 
     # ---- what is on the log
 
@@ -346,7 +372,17 @@ class World:
 
     def do_compact(self) -> None:
         n = self.below(self.parts)
-        self.brokers[n].compact(None if self.no_lag else min(worker.read[n] for worker in self.workers))
+        broker = self.brokers[n]
+        if self.no_lag:
+            broker.compact()
+            return
+        heeded = self.workers
+        if self.oversleeps and self.asleep_until >= self.step and self.rng.random() < 0.8:
+            heeded = self.awake()
+            for worker in self.workers:
+                if worker not in heeded:
+                    worker.overslept = worker.overslept_once = True
+        broker.compact(min((worker.read[n] for worker in heeded), default=broker.changelog_end))
 
     # ---- what workers do
 
@@ -455,7 +491,7 @@ class World:
     def do_follow(self) -> None:
         worker = self.worker()
         if worker is not None:
-            self.follow(worker, self.below(self.parts), 1 + self.below(29))
+            self.follow(worker, self.below(self.parts), 1 + self.below(29 if self.rng.random() < 0.6 else 4))
 
     def follow(self, worker: Worker, n: int, most: int) -> None:
         """Read on in a changelog partition."""
@@ -479,6 +515,8 @@ class World:
         since, told = max(shard.partition.window.done + 1, shard.committed or 0), shard.n_gone - worker.gone[n]
         gone = self.truth_of(shard).lost(since, shard.next) if since else 0  # where nothing was folded yet, it is a new deployment
         assert told == gone, f"partition {n}: {worker.name} tells that {told} offsets are gone before they were folded, {gone} are"
+        if worker.overslept_once:
+            self.truth_of(shard).check_read(shard.partition, shard.next, worker.name)
         self.seek(worker, n, shard.next)
 
     def do_commit(self) -> None:
@@ -509,9 +547,19 @@ class World:
         """A worker stops beyond its session, the others take over; it wakes with its writes still under way."""
         worker = self.worker()
         if worker is not None:
-            worker.paused_until = self.step + 5 + self.below(55)
-            self.asleep_until = max(self.asleep_until, worker.paused_until)
-            self.group.rebalance([w for w in self.awake() if w is not worker])
+            self.pause(worker)
+
+    def do_oversleep(self) -> None:
+        """The same befalls a worker on its way through the changelog of a partition that it was given."""
+        reading = [w for w in self.awake() if any(shard.goal is not None for shard in w.shards)]
+        if reading:
+            self.pause(self.pick(reading))
+
+    def pause(self, worker: Worker) -> None:
+        """Stop a worker for 5 to 60 steps."""
+        worker.paused_until = self.step + 5 + self.below(55)
+        self.asleep_until = max(self.asleep_until, worker.paused_until)
+        self.group.rebalance([w for w in self.awake() if w is not worker])
 
     def do_rebalance(self) -> None:
         self.group.rebalance(self.awake())
@@ -564,6 +612,8 @@ class World:
         """Everybody awake, zombies' writes land, one stable assignment; run until nothing moves."""
         for worker in self.workers:
             worker.paused_until = -1
+            if worker.overslept:
+                self.woken(worker)
         self.asleep_until = -1
         for writing in self.orphans:
             while writing.outputs or writing.rows:

@@ -15,7 +15,7 @@ from aiokafka.structs import RecordMetadata
 from faust.types import TP
 
 from agents.core import AT, MARK, SERVED, Core, Served, record_of, scores_key, told_key
-from agents.engine import AIM_S, Engine, EngineConfig, since_boot
+from agents.engine import AIM_S, Engine, EngineConfig, Stalled, since_boot
 from agents.rebuild import Rebuild
 from agents.rules import Rules
 from agents.standings import Standings
@@ -107,6 +107,35 @@ def test_who_was_stopped_for_hours_while_it_read_a_changelog_reads_it_to_its_pre
     assert not slow.ready
     engine.core.followed(slow, (), 9)
     assert slow.ready
+
+
+def test_who_was_stopped_for_hours_while_it_folded_folds_nothing_more_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_of([1.0, 2.0])
+    engine = engine_of(**OLD)
+    shard = engine.core.shards[("costs", 0)]
+    engine.core.gained("costs", 0, committed=None, log_start=0, changelog_end=0)
+    engine.short_names = {"costs": "costs"}
+    engine.absorb(TP("costs", 0), (shard.epoch, 0, 1, log[:1]))
+    assert shard.next == 1
+    monkeypatch.setattr("agents.engine.since_boot", lambda: since_boot() + AIM_S + 1)
+    with pytest.raises(Stalled, match="stopped for 30 minutes"):
+        engine.absorb(TP("costs", 0), (shard.epoch, 1, 2, log[1:]))
+    assert shard.next == 1 and not engine._dead
+    now = [0.0]
+    monkeypatch.setattr("agents.engine.since_boot", lambda: now[0])
+
+    async def sleeps(_: float) -> None:
+        now[0] += 1.0 if now[0] < 3 else AIM_S + 2
+
+    monkeypatch.setattr(engine, "sleep", sleeps)
+    ended: list[BaseException] = []
+
+    async def crash(reason: BaseException) -> None:
+        ended.append(reason)
+
+    monkeypatch.setattr(engine, "crash", crash)
+    asyncio.run(Engine._stay_awake.fun(engine))
+    assert [type(reason) for reason in ended] == [Stalled] and now[0] > AIM_S
 
 
 def test_who_was_stopped_for_hours_between_asking_for_a_changelogs_end_and_the_gain_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
