@@ -33,6 +33,8 @@ log = logging.getLogger("pulsefold.archive")
 CHUNK = 50_000
 """Offsets a file."""
 ROW_GROUP = 16_384
+READ_S = 60.0
+"""Longest time that an archiver may go on to read a file that was replaced."""
 MOST_TENANTS = 2_000
 """Tenants that a file's own description lists; of more it says only that there are many."""
 NAME = re.compile(r"([a-z]+)-(\d+)-(\d+)-(\d+)\.parquet(\.broken)?")
@@ -107,6 +109,10 @@ class Folder:
         chunk: offsets a file.
         identities: topic -> 32 bits of its Kafka topic id, 0 where the broker has none.
         prefix: of the topics.
+
+    Attributes:
+        retired: files that were replaced -> the first age whose readers cannot know them; None = they still can. For the one who writes; who looks
+            for files again has to be kept from it meanwhile.
     """
 
     def __init__(self, path: Path, database: duckdb.DuckDBPyConnection, *, prefix: str, identities: Mapping[str, int], chunk: int = CHUNK) -> None:
@@ -120,7 +126,6 @@ class Folder:
         self.again: dict[Place, set[int]] = {}
         self.lock = threading.Lock()
         self.retired: dict[str, int | None] = {}
-        """Files that were replaced -> the first age whose readers cannot know them; None = they still can."""
         self._age = 0
         self._readers: Counter[int] = Counter()
 
@@ -139,13 +144,8 @@ class Folder:
             if _older(stray, 3600):  # another archiver may be writing a newer one now
                 stray.unlink(missing_ok=True)
         self.scan()
-        known = {piece.path for piece in self.all()}
-        for entry in list(os.scandir(self.path)):  # replaced by an archiver that was ended before it could delete them
-            named = NAME.fullmatch(entry.name)
-            if named is not None and not named[5] and entry.path not in known:
-                newer = self.pieces.get((named[1], int(named[2])), {}).get(int(named[3]))
-                if newer is not None and newer.last > int(named[4]):
-                    Path(entry.path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is tried again
+            self.sweep()
 
     def _same_log(self) -> None:
         about = self.path / LOG
@@ -265,7 +265,7 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Files that are known at the beginning, or become known meanwhile, stay until the end. For any thread."""
+        """Files that are known at the beginning, or become known meanwhile, stay until the end, unless another archiver replaces them. For any thread."""
         with self.lock:
             age = self._age
             self._readers[age] += 1
@@ -278,7 +278,11 @@ class Folder:
                     del self._readers[age]
 
     def forget(self) -> None:
-        """Delete the files that were replaced and that nobody reads any more. Called when everybody who begins to read knows the new ones."""
+        """Delete the files that were replaced and that nobody reads any more. Called when everybody who begins to read knows the new ones.
+
+        Raises:
+            OSError: some could not be deleted; they are tried again.
+        """
         with self.lock:
             self._age += 1
             for path, age in self.retired.items():
@@ -286,9 +290,41 @@ class Folder:
                     self.retired[path] = self._age
             oldest = min(self._readers, default=self._age)
             gone = [path for path, age in self.retired.items() if age is not None and age <= oldest]
-        for path in gone:
-            Path(path).unlink(missing_ok=True)
-            del self.retired[path]
+        self._delete(gone)
+
+    def _delete(self, paths: Iterable[str]) -> None:
+        failed: OSError | None = None
+        for path in list(paths):
+            try:
+                Path(path).unlink(missing_ok=True)
+            except OSError as problem:
+                failed = problem
+            else:
+                del self.retired[path]
+        if failed is not None:
+            raise failed
+
+    def close(self) -> None:
+        """Nobody reads any more: delete everything that was replaced.
+
+        Raises:
+            OSError: as `forget`.
+        """
+        self._delete(self.retired)
+
+    def sweep(self) -> None:
+        """Delete what an archiver replaced that was ended before it could delete it.
+
+        Raises:
+            OSError: something could not be looked at or deleted.
+        """
+        known = {piece.path for piece in self.all()}
+        for entry in list(os.scandir(self.path)):
+            named = NAME.fullmatch(entry.name)
+            if named is not None and not named[5] and entry.path not in known and entry.path not in self.retired:
+                newer = self.pieces.get((named[1], int(named[2])), {}).get(int(named[3]))
+                if newer is not None and newer.last > int(named[4]) and _older(Path(newer.path), READ_S):
+                    Path(entry.path).unlink(missing_ok=True)
 
     # ---- writing
 
@@ -410,6 +446,7 @@ class Folder:
             slack_us: what may wait for more.
         """
         gone = 0
+        self.sweep()
         for place in sorted(self.pieces):
             newest = max(self.pieces[place], default=0)
             upto: dict[str, int] = {}
@@ -419,7 +456,9 @@ class Folder:
             self._forget_broken(place, max(upto.values(), default=-1))
             for first, piece in sorted(self.pieces[place].items()):
                 erased = {tenant: offset for tenant, offset in upto.items() if offset >= first and piece.may_have(tenant)}
-                if piece.rows and (erased or _past(piece, keep_from, floors, slack_us)):
+                if not piece.rows and not piece.cleared and first != newest:
+                    self._drop(piece)
+                elif piece.rows and (erased or _past(piece, keep_from, floors, slack_us)):
                     gone += self._without(piece, erased, keep_from, floors, delete=first != newest)
         return gone
 
@@ -459,12 +498,16 @@ class Folder:
             past.update(dict(cursor.execute(aged, bound).fetchall()))
         made = self._write(replace(piece, past=dict(past), removed=piece.removed + piece.rows - left), f"SELECT {NAMES} {kept}", params)
         if not made.rows and delete and not made.cleared:
-            with self.lock:
-                self.retired[made.path] = None
-                place = (piece.topic, piece.partition)
-                others = {first: one for first, one in self.pieces[place].items() if first != piece.first}
-                self.pieces = {**self.pieces, place: others}
+            self._drop(made)
         return piece.rows - made.rows
+
+    def _drop(self, piece: Piece) -> None:
+        """A file in which nothing is left."""
+        with self.lock:
+            self.retired[piece.path] = None
+            place = (piece.topic, piece.partition)
+            others = {first: one for first, one in self.pieces[place].items() if first != piece.first}
+            self.pieces = {**self.pieces, place: others}
 
 
 def _past(piece: Piece, keep_from: Mapping[str, int], floors: Mapping[str, int], slack: int) -> bool:

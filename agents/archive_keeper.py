@@ -103,6 +103,7 @@ class Keeper:
         self.tails = {topic: Tail(ends=[0] * n, covered=[-1] * n) for topic, n in counts.items()}
         self.newest: dict[str, int] = {}
         self.error: str | None = None
+        self.undeleted: str | None = None
         self.removed = 0
         self.opened_us = int(clock() * 1e6)
         self._cleared_us: dict[tuple[Place, str, int], int] = {}
@@ -116,6 +117,7 @@ class Keeper:
     def close(self) -> None:
         """Give back what is only of this process."""
         self.database.close()
+        self._forget(last=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     # ---- beginning
@@ -263,7 +265,7 @@ class Keeper:
             old = tail.table
             self._fresh(topic)
             self._snap(topic)
-            self.folder.forget()
+            self._forget()
         with self.database.cursor() as cursor:
             cursor.execute(f"DROP TABLE {old}")
         tail.written_at = time.monotonic()
@@ -282,7 +284,7 @@ class Keeper:
             tail.ends[number] = max(tail.ends[number], piece.last + 1)
 
     def _failed(self, text: str) -> None:
-        if self.error != text:
+        if self.error is None:
             log.error("archive: %s; nothing is lost, it is tried again", text)
         self.error = text
 
@@ -295,7 +297,7 @@ class Keeper:
         """Remove what is past its time or cleared, now and then, and at any time what was replaced and is no longer read."""
         with self._changing:
             if self.folder.retired:
-                self.folder.forget()
+                self._forget()
             if now - self._tidied_at < (SOON_S if self._untidy else TIDY_S):
                 return
             if self._untidy and any(tail.cleared for tail in self.tails.values()):
@@ -311,7 +313,17 @@ class Keeper:
                 self._failed(f"{self.folder.path} cannot be tidied: {line_of(failed)}")
             for topic in self.tails:
                 self._snap(topic)
-            self.folder.forget()
+            self._forget()
+
+    def _forget(self, *, last: bool = False) -> None:
+        """Delete what was replaced; told once for as long as it cannot be."""
+        before, self.undeleted = self.undeleted, None
+        try:
+            (self.folder.close if last else self.folder.forget)()
+        except OSError as failed:
+            self.undeleted = f"files in {self.folder.path} that were replaced cannot be deleted: {line_of(failed)}"
+            if before is None:
+                log.error("archive: %s; it is tried again", self.undeleted)
 
     # ---- reading (any thread)
 
@@ -320,7 +332,7 @@ class Keeper:
         return self._snapshots[topic]
 
     def reading(self) -> AbstractContextManager[None]:
-        """While it is open, files that are known stay where they are."""
+        """While it is open, files that are known stay where they are, unless another archiver of the folder replaces them."""
         return self.folder.reading()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -391,7 +403,7 @@ class Keeper:
             "dir": str(self.folder.path),
             "days": self.days[""],
             "days_of": {tenant: days for tenant, days in sorted(self.days.items()) if tenant},
-            "error": self.error,
+            "error": self.error or self.undeleted,
             "broken_files": list(self.folder.broken),
             **total(pieces),
             "tail_rows": sum(tail.rows for tail in self.tails.values()),

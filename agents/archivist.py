@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import ConsumerStoppedError, KafkaError
 
 from streams.errors import PulsefoldError
 
@@ -166,11 +166,16 @@ class Archivist:
             else:
                 got = await consumer.getmany(timeout_ms=500)
             n = 0
-            behind_gap = [tp for tp, records in got.items() if records[0].offset > keeper.tails[self.places[tp][0]].ends[self.places[tp][1]]]
+            for tp, place in self.places.items():  # what is aborted, and control records, come to nobody
+                read_to = keeper.tails[place[0]].ends[place[1]]
+                if tp not in got and read_to < self.ends.get(place, 0) and place not in self.checks and await consumer.position(tp) > read_to:
+                    got[tp] = []
+            firsts = {tp: records[0].offset if records else await consumer.position(tp) for tp, records in got.items()}
+            behind_gap = [tp for tp, first in firsts.items() if first > keeper.tails[self.places[tp][0]].ends[self.places[tp][1]]]
             starts = await consumer.beginning_offsets(behind_gap) if behind_gap else {}  # it may be control records alone
             for tp, records in got.items():
                 place = self.places[tp]
-                keeper.pass_over(place, min(starts.get(tp, 0), records[0].offset))
+                keeper.pass_over(place, min(starts.get(tp, 0), firsts[tp]))
                 n += len(records)
                 if place in self.checks:
                     records = self._checked(place, records)
@@ -232,47 +237,65 @@ class Archivist:
 
     async def answer(self, request: Mapping[str, Any]) -> None:
         """Answer one request; never without an answer."""
+        keeper = self.keeper
+        if keeper is None or self.problem is not None:
+            reply = self._away()
+        else:
+            try:
+                reply = await self._answer(keeper, request)
+                reply.setdefault("lag", keeper.lag(self.ends))
+            except (KafkaError, ConsumerStoppedError, TimeoutError) as failed:
+                reply = {"status": 503, "detail": f"the archive waits: {line_of(failed)}; ask again in a moment"}
+            except Exception:
+                if keeper is not self.keeper:  # it was closed under the query
+                    reply = self._away()
+                else:
+                    log.exception("archive: a bug while answering %s", request.get("op"))
+                    reply = {"status": 500, "detail": "the archive could not answer; its log says why"}
+        self.send({"id": request["id"], **reply})
+
+    def _away(self) -> dict[str, Any]:
+        return {"status": 503, "detail": f"the archive cannot be read at the moment: {self.problem or 'it begins anew'}; ask again in a moment"}
+
+    async def _answer(self, keeper: Keeper, request: Mapping[str, Any]) -> dict[str, Any]:
         from .raw_answers import answer
 
         loop = asyncio.get_running_loop()
-        keeper = self.keeper
-        if keeper is None or self.problem is not None:
-            reply: dict[str, Any] = {"status": 503, "detail": f"the archive cannot be read at the moment: {self.problem}"}
-        else:
-            op = request["op"]
-            try:
-                work: Callable[[], dict[str, Any]] = partial(answer, keeper, self.settings, op, request["tenant"], request["params"])
-                if op not in SLOW:
-                    behind = await self._read_up(keeper) if op == "log" and request["params"].get("cursor") is None else None
-                    reply = await loop.run_in_executor(self.readers, work)
-                    if behind is not None:
-                        reply["lag"] = behind
-                elif self.n_slow[op] >= MOST_WAITING:
-                    reply = {"status": 503, "detail": "too many long queries are waiting; ask again later"}
-                else:
-                    self.n_slow[op] += 1
-                    try:
-                        if op == "past":
-                            work = partial(self._of_the_past, keeper, request["tenant"], request["params"])
-                        if op != "past" or not await self._read_up(keeper):
-                            reply = await loop.run_in_executor(self.slow[op], work)
-                        else:
-                            reply = {"status": 503, "detail": "the archive is still reading what is on the log; ask again in a moment"}
-                    finally:
-                        self.n_slow[op] -= 1
-                reply.setdefault("lag", keeper.lag(self.ends))
-            except KafkaError as failed:
-                reply = {"status": 503, "detail": f"the archive waits: {line_of(failed)}; ask again in a moment"}
-            except Exception:
-                log.exception("archive: a bug while answering %s", request.get("op"))
-                reply = {"status": 500, "detail": "the archive could not answer; its log says why"}
-        self.send({"id": request["id"], **reply})
+        op, params = request["op"], request["params"]
+        work: Callable[[], dict[str, Any]] = partial(answer, keeper, self.settings, op, request["tenant"], params)
+        if op not in SLOW:
+            behind: int | None = None
+            if op == "log" and params.get("cursor") is None:
+                with contextlib.suppress(KafkaError, ConsumerStoppedError, TimeoutError):  # files can be read without Kafka; the lag is then as last known
+                    behind = await self._read_up(keeper, params.get("topics") or tuple(keeper.counts))
+                if keeper is not self.keeper:
+                    return self._away()
+            reply = await loop.run_in_executor(self.readers, work)
+            return reply if behind is None else {**reply, "lag": behind}
+        if self.n_slow[op] >= MOST_WAITING:
+            return {"status": 503, "detail": "too many long queries are waiting; ask again later"}
+        self.n_slow[op] += 1
+        try:
+            if op == "past":
+                work = partial(self._of_the_past, keeper, request["tenant"], params)
+                if await self._read_up(keeper, tuple(keeper.counts)):
+                    return {"status": 503, "detail": "the archive is still reading what is on the log; ask again in a moment"}
+                if keeper is not self.keeper:
+                    return self._away()
+            return await loop.run_in_executor(self.slow[op], work)
+        finally:
+            self.n_slow[op] -= 1
 
-    async def _read_up(self, keeper: Keeper) -> int:
-        """Read what is on the log now, for a bounded time; returns how many records of it are still to be read."""
-        found = await self.consumer.end_offsets(list(self.places))
-        ends = {self.places[tp]: end for tp, end in found.items()}
+    async def _read_up(self, keeper: Keeper, topics: Collection[str]) -> int:
+        """Read what is on the log of these topics now, for a bounded time; returns how many records of it are still to be read.
+
+        Raises:
+            KafkaError, ConsumerStoppedError, TimeoutError: nobody tells where the log ends.
+        """
         deadline = time.monotonic() + READ_UP_S
+        wanted = [tp for tp, place in self.places.items() if place[0] in topics]
+        found = await asyncio.wait_for(self.consumer.end_offsets(wanted), READ_UP_S)
+        ends = {self.places[tp]: end for tp, end in found.items()}
         while keeper.lag(ends) and time.monotonic() < deadline and keeper is self.keeper:  # noqa: ASYNC110 - reading goes on in the other task
             await asyncio.sleep(0.05)
         return keeper.lag(ends)

@@ -110,7 +110,7 @@ def _read_up(client: Client, topics: tuple[str, ...]) -> bool:
         if least is None or behind < least:
             least, deadline = behind, time.monotonic() + STILL_S
         elif time.monotonic() > deadline:
-            raise PulsefoldError(f"the archive has not read {behind} records that are on the log, and reads no more; --from-log folds the log itself")
+            raise PulsefoldError(f"the archive has not read {behind} records that are on the log, and comes no nearer; --from-log folds the log itself")
         time.sleep(0.2)
 
 

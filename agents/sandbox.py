@@ -135,7 +135,8 @@ def run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[st
                 return _run(store, tenant, query, limit)
         except Moved as moved:
             gone = moved.error
-            store.refresh()
+            if not moved.written:
+                store.refresh()
     assert gone is not None
     raise gone
 
@@ -143,9 +144,11 @@ def run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[st
 class Moved(Exception):
     """The tail was written to a file while the query was being set up, or another archiver of the folder replaced a file."""
 
-    def __init__(self, error: duckdb.Error) -> None:
+    def __init__(self, error: duckdb.Error, *, written: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
+        self.written = written
+        """It is the tail, and what was in it is in files that are known."""
 
 
 def _run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[str, str]], list[dict[str, Any]], bool]:
@@ -157,10 +160,18 @@ def _run(store: Store, tenant: str, query: str, limit: int) -> tuple[list[dict[s
             "autoload_known_extensions": False, "enable_external_file_cache": False, "python_enable_replacements": False,
         },
     )  # fmt: skip
-    watch = threading.Timer(ANSWER_S, database.interrupt)
+    late = threading.Event()
+
+    def interrupt() -> None:
+        late.set()
+        database.interrupt()  # what is under way; between two statements there is nothing
+
+    watch = threading.Timer(ANSWER_S, interrupt)
     watch.start()
     try:
         files = _events(store, database, tenant, folder)
+        if late.is_set():
+            raise TooLong
         try:
             return _answer(database, query, limit)
         except duckdb.InterruptException:
@@ -202,7 +213,7 @@ def _events(store: Store, database: duckdb.DuckDBPyConnection, tenant: str, fold
         try:
             tail = _tail(store, at, tenant, os.path.join(folder, f"{topic}.parquet"))
         except duckdb.CatalogException as written:
-            raise Moved(written) from None
+            raise Moved(written, written=True) from None
         if tail is not None:
             files.append(tail)
         if files:

@@ -33,7 +33,8 @@ HEAD = """# Fold time per event at a million events
 
 `python -m benchmarks.flat --write`; a type at a time with `--only`. Microseconds of CPU a record (decoding, dedupe, every fold and
 rule, and what it derives), the median of {pairs} chunks of {chunk}; *ratio*: median over pairs of chunks that were folded one after the other.
-Goal: at most {goal}. *Work*: the same ratio of the bytecode instructions executed, which the caches of the machine do not enter (n/a: not measured yet).
+Goal: at most {goal}. *Work*: the same ratio of the bytecode instructions executed, which the caches of the machine do not enter:
+where it is near 1 and the time is not, memory has outgrown them (half a megabyte a core here, shared with other work).
 *Old at*: records folded before, and what they come to with the events in them and those they derive.
 
 | type | keys | old at | events | µs at {young} | µs then | ratio | work | rows young | rows old |

@@ -126,6 +126,7 @@ def test_every_block_says_how_it_is_tested_and_every_way_is_used() -> None:
     assert {block.language for block in BLOCKS} <= {"bash", "python", "json", "toml"}
 
 
+@pytest.mark.timeout(400)
 def test_blocks_that_end_run_one_after_the_other_as_they_stand(place: Place) -> None:
     for block in of("shell", "python"):
         words = [sys.executable, "-c", place.text(block)] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", place.text(block)]
@@ -159,7 +160,7 @@ def test_what_runs_until_it_is_stopped_starts_and_stops_by_ctrl_c_without_a_trac
                 assert "opened" in line and ("cost.cumulative" in line or "goal.completed" in line), line
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=90)
         finally:
             process.kill()
     assert process.returncode in (0, 130, -signal.SIGINT) if block.language == "python" else process.returncode in (0, 130), out

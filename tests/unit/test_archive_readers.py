@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents import sandbox
+from agents import archive_files, sandbox
 from agents.archive_keeper import Keeper
 from agents.archive_read import NEWEST, Asked, Snapshot, read
 
@@ -145,14 +146,71 @@ def test_a_file_that_another_archiver_replaces_between_the_view_and_its_query(fe
     assert before - files(feed)
 
 
-def test_files_that_an_archiver_could_not_delete_any_more_go_at_the_next_start(feed: Feed) -> None:
+@pytest.mark.parametrize("when", ["at the next start", "as time goes by"])
+def test_files_that_an_archiver_could_not_delete_any_more_go(feed: Feed, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = {name: (feed.path / name).read_bytes() for name in files(feed)}
     more(feed, 100, 130)
     left = files(feed)
     for name in first.keys() - left:
         (feed.path / name).write_bytes(first[name])
     assert first.keys() - left
-    feed.keeper.close()
-    feed.start()
+    feed.tidy()
+    assert first.keys() - left < files(feed), "another archiver may have put its newer ones there a moment ago, and read these"
+    monkeypatch.setattr(archive_files, "READ_S", -1.0)
+    if when == "at the next start":
+        feed.keeper.close()
+        feed.start()
+    else:
+        feed.tidy()
     assert files(feed) == left
     assert counted(feed) == 130
+
+
+def test_at_a_clean_stop_nothing_is_left_that_somebody_was_still_reading(feed: Feed) -> None:
+    with feed.keeper.reading():
+        more(feed, 100, 130)
+        replaced = files(feed) - {Path(piece.path).name for piece in feed.keeper.folder.all()}
+        assert replaced
+        feed.keeper.close()
+    assert not replaced & files(feed)
+    feed.start()
+
+
+def test_a_file_that_cannot_be_deleted_is_told_once_tried_again_and_stops_nothing(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unlink, stuck = Path.unlink, [True]
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if stuck[0] and path.suffix == ".parquet" and "training-0" in path.name:
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    more(feed, 100, 130)
+    more(feed, 130, 160)
+    feed.tidy()
+    assert "Operation not permitted" in feed.keeper.state({})["error"]
+    assert len([record for record in caplog.records if "cannot be deleted" in record.message]) == 1
+    assert (counted(feed), listed(feed)) == (160, 160)
+    names = {Path(piece.path).name for piece in feed.keeper.folder.all()}
+    assert {name.rsplit("-", 2)[0] for name in files(feed) - names} == {"training-0"}
+    stuck[0] = False
+    feed.tidy()
+    assert feed.keeper.state({})["error"] is None and files(feed) == names
+
+
+def test_of_a_cleared_tenant_nothing_is_left_when_who_read_it_has_ended(feed: Feed) -> None:
+    cleared = {"id": "c", "type": "tenant.cleared.v1", "time": "2026-03-02T01:00:00Z", "derivedfrom": "x", "data": {"scope": "all"}}
+    with feed.keeper.reading():
+        for number in range(feed.partitions):
+            feed.send({**cleared, "id": f"c{number}"}, partition=number)
+            copied = feed.log[("training", number)]
+            copied.append(replace(feed.log[("judgments", number)][-1], offset=len(copied)))
+        feed.take()
+        feed.write()
+        feed.tidy()
+        assert counted(feed) == 0
+        replaced = files(feed) - {Path(piece.path).name for piece in feed.keeper.folder.all()}
+    feed.tidy()
+    assert replaced and not replaced & files(feed)

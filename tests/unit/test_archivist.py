@@ -62,6 +62,97 @@ def test_a_log_to_be_folded_again_has_what_was_on_the_log_when_it_was_asked_for_
     feed.keeper.close()
 
 
+class Aborted(Ends):
+    """What is left on the log after ten records is an aborted transaction: it comes to nobody, and the position passes it."""
+
+    n = 0
+
+    async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        await asyncio.sleep(0.01)
+        return {}
+
+    async def position(self, tp: TopicPartition) -> int:
+        return len(self.feed.log[(tp.topic, tp.partition)])
+
+    async def beginning_offsets(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, self.n)
+
+
+@pytest.mark.parametrize("removed", [0, 25])
+def test_what_comes_to_nobody_at_the_end_of_a_log_is_passed_and_what_retention_removed_is_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, removed: int
+) -> None:
+    feed = Feed(tmp_path, partitions=1)
+    feed.send(*(metric(n) for n in range(10)))
+    feed.take()
+    feed.send(*(metric(n) for n in range(10, 30)))
+    asked = Archivist(SETTINGS, lambda value: None)
+    consumer = Aborted(feed)
+    consumer.n = removed
+    asked.keeper, asked.consumer, asked.problem = feed.keeper, consumer, None
+    asked.places = {TopicPartition(*place): place for place in feed.log}
+
+    async def run() -> int:
+        await asked._look_at_ends()
+        following = asyncio.create_task(asked._follow())
+        try:
+            return await asked._read_up(feed.keeper, ["training"])
+        finally:
+            following.cancel()
+
+    assert asyncio.run(run()) == 0
+    assert feed.keeper.tails["training"].ends == [30]
+    assert ("no longer have offsets 10 to 24" in caplog.text) == bool(removed)
+    feed.keeper.close()
+
+
+class Gone(Ends):
+    """Brokers that tell nothing."""
+
+    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        await asyncio.sleep(3600)
+        return {}
+
+
+@pytest.mark.parametrize(("op", "status"), [("log", 200), ("past", 503)])
+def test_without_kafka_the_log_is_answered_from_files_with_the_lag_last_known_and_the_past_is_not_in_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, status: int
+) -> None:
+    monkeypatch.setattr(archivist, "READ_UP_S", 0.3)
+    feed = Feed(tmp_path)
+    feed.send(*(metric(n) for n in range(10)))
+    feed.take()
+    answers: list[dict[str, Any]] = []
+    asked = Archivist(SETTINGS, answers.append)
+    asked.keeper, asked.consumer, asked.problem = feed.keeper, Gone(feed), None
+    asked.places = {TopicPartition(*place): place for place in feed.log}
+    asked.ends = {("training", 0): 1000}
+    params = {"limit": 100, "format": "ndjson", "cursor": None}
+    asyncio.run(asyncio.wait_for(asked.answer({"id": 1, "op": op, "tenant": "default", "params": params}), 10))
+    assert answers[0]["status"] == status and "bug" not in str(answers[0].get("detail"))
+    if status == 200:
+        assert answers[0]["count"] == 10 and answers[0]["lag"] > 900
+    feed.keeper.close()
+
+
+def test_who_asks_while_the_archive_begins_anew_is_told_to_ask_again(tmp_path: Path) -> None:
+    feed = Feed(tmp_path)
+    answers: list[dict[str, Any]] = []
+    asked = Archivist(SETTINGS, answers.append)
+    asked.keeper, asked.consumer, asked.problem = feed.keeper, Ends(feed), None
+    asked.places = {TopicPartition(*place): place for place in feed.log}
+
+    async def run() -> None:
+        asking = asyncio.create_task(asked.answer({"id": 1, "op": "log", "tenant": "default", "params": {"limit": 9, "format": "json", "cursor": None}}))
+        await asyncio.sleep(0)
+        asked.keeper = None
+        feed.keeper.close()
+        await asking
+
+    asyncio.run(run())
+    assert answers[0]["status"] == 503 and "ask again" in answers[0]["detail"]
+
+
 class Told:
     """A client whose worker's archive is so many records behind, one answer after the other."""
 
