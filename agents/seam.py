@@ -549,6 +549,19 @@ class Worker(faust.Worker):  # type: ignore[misc]  # faust is untyped here
         """Faust sleeps a second before it closes its loop; what is left there was cancelled, and needs a turn."""
         await asyncio.sleep(0.05)
 
+    def stop_and_shutdown(self) -> None:
+        """Stop, then close the loop. Whatever goes wrong is told: Faust would exit with 1 and not say why."""
+        try:
+            super().stop_and_shutdown()
+        except Exception as problem:
+            if self.crash_reason is not None:
+                raise  # told where it came from
+            asked = self._signal_stop_future
+            if asked is None or not asked.done() or asked.cancelled() or asked.exception() is not None:
+                self.log.error("it could not be stopped in order: %r", problem)
+                raise
+            self.log.warning("everything has stopped in order, but the event loop has not: %r", problem)
+
 
 class App(faust.App):  # type: ignore[misc]  # faust is untyped here
     """A Faust app with an engine.

@@ -163,7 +163,7 @@ def test_what_runs_until_it_is_stopped_starts_and_stops_by_ctrl_c_without_a_trac
             out, _ = process.communicate(timeout=90)
         finally:
             process.kill()
-    assert process.returncode in (0, 130, -signal.SIGINT) if block.language == "python" else process.returncode in (0, 130), out
+    assert process.returncode in ((0, 130, -signal.SIGINT) if block.language == "python" else (0, 130)), (process.returncode, out)
     assert block.language == "python" or "Traceback" not in out
 
 

@@ -230,3 +230,37 @@ def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched
     assert (start, end, len(list(records))) == (0, assigned.position, 1) and start < 100, "not from where the client had been"
     assigned.position = 700
     assert fetch() == {}, "and nothing was taken from there"
+
+
+@pytest.mark.parametrize(
+    ("asked", "crashed", "code", "told"), [(True, None, 0, "everything has stopped"), (False, None, 1, "could not be stopped"), (True, "x", 1, "")]
+)
+def test_a_loop_that_cannot_be_closed_is_told_and_fails_only_who_had_not_stopped(
+    asked: bool, crashed: str | None, code: int, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.new_event_loop()
+    app = faust.App("stops", broker="kafka://127.0.0.1:1", loop=loop)
+    worker = seam.Worker(app, loop=loop, quiet=True, redirect_stdouts=False)
+
+    async def start() -> None:
+        return None
+
+    def close() -> None:
+        raise RuntimeError("Event loop stopped before Future completed.")
+
+    async def stop() -> None:
+        return None
+
+    monkeypatch.setattr(worker, "start", start)
+    monkeypatch.setattr(worker, "stop", stop)
+    monkeypatch.setattr(worker, "_shutdown_loop", close)
+    if asked:
+        worker._signal_stop_future = loop.create_future()
+        worker._signal_stop_future.set_result(None)
+        worker._stopped.set()
+    monkeypatch.setattr(worker, "_crash_reason" if hasattr(worker, "_crash_reason") else "crash_reason", crashed, raising=False)
+    with pytest.raises(SystemExit) as left:
+        worker.execute_from_commandline()
+    loop.close()
+    assert int(left.value.code or 0) == code
+    assert told in caplog.text
