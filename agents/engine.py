@@ -111,6 +111,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         refused: what a person must mend before this worker can go on.
         on_refused: stops the worker in order when there is such a thing; None = it counts as a crash.
         on_changed: told of rows that changed, (shard, [(table index, row)]).
+        on_alert: told of alert messages that the topic has and the board had not.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.restore_goal: dict[TopicPartition, int] = {}
         self.restore_start: dict[TopicPartition, int] = {}
         self.on_changed: list[Callable[[Shard, Iterable[tuple[int, Row]]], None]] = []
+        self.on_alert: list[Callable[[dict[str, Any]], None]] = []
         self.ends: dict[tuple[str, int], int] = {}
         self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0, "ended_rows": 0}
         self._seeks: dict[TP, int] = {}
@@ -592,7 +594,10 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 shard = self.by_changelog.get(tp)
                 if shard is None:
                     for record in records:
-                        self.board.read(record.key, record.value, (tp.partition, record.offset), record.timestamp)
+                        message = self.board.read(record.key, record.value, (tp.partition, record.offset), record.timestamp)
+                        if message is not None:
+                            for heard in self.on_alert:
+                                heard(message)
                     continue
                 try:
                     changed = self.core.followed(shard, [(r.key, r.value) for r in records], positions[tp])

@@ -2,16 +2,19 @@
 
 The owner of partition crc32(subject) mod P of the rule's topic publishes. What stands is read back from the alerts topic
 (`agents.board`), so a restart, a rebuild or a change of owner opens nothing twice; ids are the alert's id and the ordinal of
-the message, so two owners of a moment give twins.
+the message, so two owners of a moment give twins. A new owner judges when its board knows what the former one put out; what
+comes of it later makes its subject due again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from mode import Service
 
 from streams.derive import event_bytes
@@ -23,6 +26,9 @@ from tables.rows import Row
 from tables.times import day
 
 from .core import Shard
+
+KNOWN_S = 10.0
+"""Longest time that judging waits until the board knows what is on the topic of alerts; what was not judged is due the next time."""
 
 
 class Rules(Service):  # type: ignore[misc]  # mode is untyped here
@@ -40,17 +46,21 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         self.rules: list[MergedRule] = []
         self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
         self.beats: dict[str, set[str]] = {}
+        self.news: dict[str, set[tuple[str, str]]] = {}
+        """Rule -> (tenant, subject) of alert messages of others since it was judged."""
         self.homes: dict[str, frozenset[int]] = {}
         self.use(rules)
         engine.on_schema.append(lambda schema: self.use(rule for fold in schema.folds for rule in fold.rules))
         self.n = {"judged": 0, "published": 0}
         engine.on_changed.append(self.changed)
+        engine.on_alert.append(self.told)
 
     def use(self, rules: Iterable[MergedRule]) -> None:
         """Judge these from now on, and every subject once."""
         self.rules = list(rules)
         self.due = {rule.name: set() for rule in self.rules}
         self.beats = {rule.name: set() for rule in self.rules}
+        self.news = {rule.name: set() for rule in self.rules}
         self.homes = {}
 
     def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
@@ -65,6 +75,12 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
                 index = rule.beat.index
                 self.beats[rule.name].update(row.tenant for i, row in rows if i == index)
 
+    def told(self, message: dict[str, Any]) -> None:
+        """An alert message came that this worker did not put on the board itself: a former owner's, perhaps after its subject was judged here."""
+        data = message["data"]
+        if data["rule"] in self.news and self.engine.ready:
+            self.news[data["rule"]].add((message["tenant"], data["subject"]))
+
     @Service.task
     async def _judge(self) -> None:
         while not self.should_stop:
@@ -78,12 +94,19 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
     async def _rule(self, rule: MergedRule) -> None:
         engine = self.engine
         owned = frozenset(n for (topic, n), shard in engine.core.shards.items() if topic == rule.topic and shard.ready)
+        newly, rules = owned - self.homes.get(rule.name, frozenset()), self.rules
+        if newly and not (await self._knows() and rules is self.rules):
+            return
         due, self.due[rule.name] = self.due[rule.name], set()
         beats, self.beats[rule.name] = self.beats[rule.name], set()
         for partition in engine.partitions[rule.topic] if beats else ():
             for tenant in beats:
                 due.update((tenant, key) for key in partition.spaces[rule.table.index].get(tenant, ()))
-        if owned - self.homes.get(rule.name, frozenset()):  # newly owned: look at every subject once
+        news, self.news[rule.name] = self.news[rule.name], set()
+        for partition in engine.partitions[rule.topic] if news else ():
+            for tenant in {tenant for tenant, _ in news}:
+                due.update((tenant, key) for key in partition.spaces[rule.table.index].get(tenant, ()) if (tenant, rule.subject(key)) in news)
+        if newly:  # look at every subject once
             for partition in engine.partitions[rule.topic]:
                 for tenant, space in partition.spaces[rule.table.index].items():
                     due.update((tenant, key) for key in space)
@@ -96,6 +119,16 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
                 await self._subject(rule, tenant, key, subject)
             if done % 200 == 199:
                 await self.sleep(0)
+
+    async def _knows(self) -> bool:
+        """Whether the board knows what is on the topic of alerts: a former owner's last message may still be under way to it."""
+        try:
+            async with asyncio.timeout(KNOWN_S):
+                await self.engine.alerts_read()
+        except (KafkaError, TimeoutError) as exc:
+            self.log.warning("alert rules cannot be judged at the moment: what stands is not known: %r", exc)
+            return False
+        return not self.engine.should_stop
 
     async def _subject(self, rule: MergedRule, tenant: str, key: tuple[str, ...], subject: str) -> None:
         board = self.engine.board
