@@ -610,15 +610,18 @@ class SyncPublisher:
         """Take acknowledged events out of the spool.
 
         Args:
-            timeout_s: longest wait for others who use the spool; -1 = for ever. What could not be taken out stays for the next time.
+            timeout_s: longest wait for others who use the spool, also for what they are taking out now; -1 = for ever, but not where only others
+                have something to take out. What could not be taken out stays for the next time.
         """
-        if not self._acked or self._spool is None:
+        if self._spool is None or (timeout_s < 0 and not self._acked):
             return
         if not self._order.acquire(timeout=timeout_s):  # so that the spool is not read in between
             return
         try:
             with self._lock:
                 acked, self._acked = self._acked, []
+            if not acked:
+                return  # another thread was first, and is done
             try:
                 self._spool.remove(acked, timeout_s=timeout_s)
             except SpoolStuck:  # they have arrived: sent again by the next start they change nothing

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from streams.errors import ConfigError
+from streams.publisher import SyncPublisher
 from streams.spool import OVERHEAD_BYTES, Spool, SpoolFull
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -142,3 +145,18 @@ def test_a_removal_that_could_not_even_be_rolled_back_takes_nothing_with_it_that
     again = Spool(tmp_path / "spool")
     assert names(again) == ["e0", "e1"]
     again.close()
+
+
+def test_flush_returns_when_what_another_thread_is_taking_out_of_the_spool_has_left_it(tmp_path: Path) -> None:
+    publisher = SyncPublisher("127.0.0.1:9", spool=tmp_path / "spool", max_block_ms=10)
+    spool = publisher._spool
+    assert spool is not None
+    number = spool.put("e1", "t", b"k", b"v")
+    spool._lock.acquire()  # the disk is slow
+    with publisher._lock:
+        publisher._acked.append(number)
+    while publisher._acked:
+        time.sleep(0.001)
+    threading.Timer(0.3, spool._lock.release).start()
+    assert publisher.flush(30) == 0 and publisher.report().spooled == 0
+    publisher.close(0)
