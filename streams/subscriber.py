@@ -92,6 +92,7 @@ class AlertSubscriber:
         self._ready: deque[Message] = deque()
         self._polling: asyncio.Future[list[Message]] | None = None
         self._passed: dict[int, int] = {}  # partition -> offset behind what was consumed
+        self._begin: dict[int, int] = {}  # partition -> where a group without a position begins: the end at the start
         self._given: Message | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pulsefold-alerts")  # the consumer's only thread
         self._consumer: Any = None
@@ -207,6 +208,8 @@ class AlertSubscriber:
             if self.group is None:
                 consumer.assign(self._from_start(consumer, partitions))
             else:
+                if self.since == "latest":
+                    self._begin = {one.partition: one.offset for one in self._from_start(consumer, partitions)}
                 consumer.subscribe([self.topic], on_assign=self._assigned)
         except KafkaException as exc:
             consumer.close()
@@ -224,11 +227,20 @@ class AlertSubscriber:
         return found
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """A group's first start fixes its position at once; else what comes before the first commit would be lost by a restart."""
+        """A group's first start fixes its position; else what comes before the first commit would be lost by a restart.
+
+        It is the one of the start: until partitions are assigned, alerts may have come.
+        """
         try:
             new = [one for one in consumer.committed(partitions, timeout=self.timeout_s) if one.offset == OFFSET_INVALID]
             if new:
-                consumer.commit(offsets=self._from_start(consumer, new), asynchronous=False)
+                found = [
+                    TopicPartition(one.topic, one.partition, max(self._begin[one.partition], self._passed.get(one.partition, 0)))
+                    for one in new
+                    if one.partition in self._begin
+                ]
+                found += self._from_start(consumer, [one for one in new if one.partition not in self._begin])
+                consumer.commit(offsets=found, asynchronous=False)
         except KafkaException as exc:
             _log.warning("%s: the group's position cannot be fixed at the start: %s", self.topic, exc.args[0].str())
         for one in partitions:

@@ -142,6 +142,17 @@ def test_a_new_group_that_began_at_latest_misses_nothing_after_a_restart(embedde
     run(follow())
 
 
+def test_a_new_group_begins_where_the_topic_ended_at_the_start_not_when_its_partitions_were_assigned(embedded: EmbeddedBroker) -> None:
+    put(embedded, "old")
+
+    async def follow() -> None:
+        async with AlertSubscriber(embedded.bootstrap, group="pager", config=SHORT) as alerts:
+            put(embedded, "new")
+            assert await take(alerts, 1) == ["new"] and await nothing_more(alerts)
+
+    run(follow())
+
+
 def test_an_outage_is_waited_out(embedded: EmbeddedBroker) -> None:
     async def follow() -> None:
         async with AlertSubscriber(embedded.bootstrap) as alerts:
