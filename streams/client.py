@@ -17,6 +17,7 @@ import json
 import os
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -33,6 +34,8 @@ Time = str | date | datetime
 """RFC 3339 text or a datetime with an offset; a date (or its text) is a UTC day."""
 Names = str | Sequence[str]
 JSON, PAGE = "application/json", 10_000
+AGAIN_S = 0.5
+"""Seconds between a 503 of the past and the next question, which goes on where that one ended."""
 BESIDE = ("as_of", "lag", "ready")
 """What every answer has beside what was asked for."""
 
@@ -448,7 +451,8 @@ class Client(Views[Answer]):
         tenant: whose data, where the token does not say.
         timeout_s: for each answer.
         as_of: a moment in the past: every folded view is answered as it stood then (needs the archive; docs/past.md). The first answer
-            of a moment may take long; where it is `NotAnswered` with status 503, the next one goes on.
+            of a moment may take long: where the worker says 503 it is asked again, as long as `timeout_s` is not over. `NotAnswered` with
+            status 503 after that: the next question goes on.
 
     A worker that asks for a certificate (`web_tls_client_ca`) is shown the one of the PEM file that PULSEFOLD_CLIENT_CERT names, with its key.
     """
@@ -505,11 +509,15 @@ class Client(Views[Answer]):
         Args:
             accept: such as ``text/csv``, ``application/vnd.apache.parquet``.
         """
-        return self._request("GET", self._target(path, params), {"Accept": accept}, None)
+        return self._asked(self._target(path, params), accept, again=self.as_of is not None)
 
-    def of(self, target: str) -> bytes:
-        """What a worker answers at a path with its query, both percent-encoded, as they stand after the client's URL."""
-        return self._request("GET", self._parts.path + target, {"Accept": JSON}, None)[0]
+    def of(self, target: str, *, again: bool = False) -> bytes:
+        """What a worker answers at a path with its query, both percent-encoded, as they stand after the client's URL.
+
+        Args:
+            again: ask again where it says 503, as for a moment in the past.
+        """
+        return self._asked(self._parts.path + target, JSON, again=again)[0]
 
     def post_events(self, events: Iterable[Mapping[str, Any]]) -> Answer:
         """Publish CloudEvents over HTTP; answered after the broker has acknowledged; their ids make it safe to send them again."""
@@ -546,6 +554,16 @@ class Client(Views[Answer]):
                 pairs.append((name, text))
         prefix = "" if path.startswith(("/api/", "/healthz", "/readyz", "/openapi.json")) else "/api/v1"
         return self._parts.path + prefix + path + ("?" + urllib.parse.urlencode(pairs) if pairs else "")
+
+    def _asked(self, target: str, accept: str, *, again: bool) -> tuple[bytes, dict[str, str]]:
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return self._request("GET", target, {"Accept": accept}, None)
+            except NotAnswered as failed:
+                if not again or failed.status != 503 or time.monotonic() + AGAIN_S >= deadline:
+                    raise
+            time.sleep(AGAIN_S)
 
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> tuple[http.client.HTTPResponse, bytes]:
         connection = self._connection()

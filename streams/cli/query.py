@@ -42,7 +42,8 @@ def query(
     if at is not None:
         pairs.append(("as_of", moment_of(at, "at")))
     timeout_s = 30.0 if at is None else 90.0
-    body = ask(worker_url(url, config), path, pairs, token or os.environ.get("PULSEFOLD_TOKEN"), tenant, timeout_s=timeout_s)
+    secret = token or os.environ.get("PULSEFOLD_TOKEN")
+    body = ask(worker_url(url, config), path, pairs, secret, tenant, timeout_s=timeout_s, again=at is not None)
     if as_json:
         print(json.dumps(body, indent=2))
     elif as_csv:
@@ -78,8 +79,11 @@ def worker_url(url: str | None, config: str | None) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else '127.0.0.1' if host == '0.0.0.0' else host}:{found.get('web_port')}"  # noqa: S104 - asked, not bound
 
 
-def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | None, tenant: str | None, *, timeout_s: float = 30.0) -> Any:
+def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | None, tenant: str | None, *, timeout_s: float = 30.0, again: bool = False) -> Any:
     """JSON of a view.
+
+    Args:
+        again: ask again where it says 503, as long as `timeout_s` is not over: an answer of the past may take several questions.
 
     Raises:
         PulsefoldError: nobody answers, or the answer is an error (its detail).
@@ -89,7 +93,7 @@ def ask(url: str, path: str, params: Iterable[tuple[str, str]], token: str | Non
     target = ("" if path.startswith(OUTSIDE) else "/api/v1") + path + (("&" if "?" in path else "?") + asked if asked else "")
     try:
         with Client(url, token=token or "", tenant=tenant, timeout_s=timeout_s) as client:
-            raw = client.of(target)
+            raw = client.of(target, again=again)
     except NotAnswered as failed:
         if failed.status:
             raise PulsefoldError(f"{path}: {failed.status} {failed.detail}") from None

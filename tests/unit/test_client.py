@@ -8,7 +8,8 @@ import inspect
 import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import streams
 from agents.raw import RAW_VIEWS
 from agents.registry import folds
+from streams.cli.query import query
 from streams.client import Answer, AsyncClient, Client, NotAnswered, NotKnown, Views, dataframe
 from streams.errors import ConfigError, PulsefoldError
 
@@ -114,6 +116,43 @@ def test_parameters_names_and_headers_go_out_as_the_contract_says(server: Any) -
     assert fourth["params"] == [("as_of", "2026-03-01T23:00:00+00:00")]
     with pytest.raises(ConfigError, match="offset"):
         client.metrics(since=datetime(2026, 3, 2))
+
+
+def busy(times: int) -> Callable[[Any], tuple[int, Any]]:
+    """Answers of an archive that still reads so many times."""
+    left = [503] * times
+    return lambda found: (left.pop(), {"detail": "still reading; ask again"}) if left else (200, {"ok": True})
+
+
+def test_a_moment_in_the_past_is_asked_again_until_the_archive_can_answer_or_the_time_is_over(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.client.AGAIN_S", 0.01)
+    client = Client(server.url)
+    server.answer = busy(3)
+    assert client.at("2026-03-02").variables() == {"ok": True} and len(server.seen) == 4
+    server.answer = busy(1)
+    assert asyncio.run(AsyncClient(server.url).at("2026-03-02").get("/variables")) == {"ok": True}
+    server.answer = busy(1)
+    with pytest.raises(NotAnswered, match="still reading"):
+        client.variables()
+    server.answer = lambda found: (503, {"detail": "still reading"})
+    begun = time.monotonic()
+    with pytest.raises(NotAnswered, match="still reading") as given_up:
+        Client(server.url, timeout_s=0.2, as_of="2026-03-02").variables()
+    assert given_up.value.status == 503 and 0.1 < time.monotonic() - begun < 10
+    server.seen.clear()
+    server.answer = lambda found: (404, {"detail": "nobody"})
+    with pytest.raises(NotKnown):
+        client.at("2026-03-02").goal("g")
+    assert len(server.seen) == 1
+
+
+def test_a_query_of_the_past_from_the_shell_goes_on_where_the_archive_says_ask_again(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = busy(1)
+    assert query("/variables", at="2026-03-02", url=server.url, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out) == {"ok": True}
+    server.answer = busy(1)
+    with pytest.raises(PulsefoldError, match="503 still reading"):
+        query("/variables", url=server.url)
 
 
 def test_errors_are_the_workers_own_sentences(server: Any) -> None:
