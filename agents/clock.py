@@ -11,16 +11,26 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from mode import Service
 
-from streams.codec import InvalidEvent, decode
 from streams.events import ClockTicked
 from tables.clock import Tick, ticks
-from tables.partition import WATERMARK
 
 from .core import Shard
+
+READ_S = 10.0
+"""Longest time that the log is read for whom it has heard of before this worker folded it."""
+
+
+class _Head(msgspec.Struct):
+    tenant: str = "default"
+    type: str = ""
+
+
+_head = msgspec.json.Decoder(_Head).decode
 
 
 class Clock(Service):  # type: ignore[misc]  # mode is untyped here
@@ -40,7 +50,8 @@ class Clock(Service):  # type: ignore[misc]  # mode is untyped here
         self.every_s = min(10.0, max(0.2, silence_s / 10))
         self.n_published = 0
         self._told: dict[tuple[Shard, str], int] = {}
-        self._moved_at: dict[tuple[Shard, str], tuple[int, float]] = {}
+        self._before: dict[Shard, tuple[int, dict[str, int], float]] = {}
+        """Ownership, and what the log had heard when it began; see `_on_log`."""
 
     @Service.task
     async def _look(self) -> None:
@@ -66,42 +77,57 @@ class Clock(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _silent(self, shard: Shard, tick: Tick) -> bool:
         """Whether the tenant has sent nothing to this partition for long enough."""
-        heard = shard.partition.heard.get(tick.tenant)
-        heard_s = heard / 1000 if heard is not None else await self._heard_before(shard, tick.tenant)
+        heard_s = shard.partition.heard.get(tick.tenant, 0) / 1000
+        if time.time() - heard_s >= self.silence_s:  # by what this process has folded, which is not all that was sent
+            heard_s = max(heard_s, await self._heard_before(shard, tick.tenant))
         return time.time() - heard_s >= self.silence_s
 
     async def _heard_before(self, shard: Shard, tenant: str) -> float:
-        """When the log last heard of a tenant that this process has not heard yet: the record that moved its watermark last.
+        """When the log last heard of a tenant before this process folded the partition, as far back as the silence goes.
+
+        Its watermark does not tell: who speaks of older times does not move it.
 
         Returns:
-            Seconds since the epoch; 0 if that was a tick itself.
+            Seconds since the epoch; 0 if the tenant was silent for longer than that.
         """
-        row = shard.partition.space(WATERMARK, tenant).get(())
-        if row is None:
-            return 0.0
-        known = self._moved_at.get((shard, tenant))
-        if known is None or known[0] != row.applied:
-            known = self._moved_at[(shard, tenant)] = row.applied, await self._time_of(shard, row.applied)
-        return known[1]
+        found = self._before.get(shard)
+        if found is None or found[0] != shard.epoch:
+            found = self._before[shard] = shard.epoch, *await self._on_log(shard)
+        _, heard, least_s = found
+        return max(heard.get(tenant, 0) / 1000, least_s)
 
-    async def _time_of(self, shard: Shard, offset: int) -> float:
-        """Kafka timestamp of a record of the source topic, or of the first that is kept after it."""
-        config, tp = self.engine.config, self._source(shard)
+    async def _on_log(self, shard: Shard) -> tuple[dict[str, int], float]:
+        """Whom the log has heard of within a silence, up to what is folded: tenant -> Kafka timestamp, milliseconds.
+
+        Returns:
+            Also when anybody may have spoken, seconds since the epoch: now, where there is too much to be read in time; else 0.
+        """
+        config, tp, until, now_s = self.engine.config, self._source(shard), shard.next, time.time()
+        heard: dict[str, int] = {}
         consumer = AIOKafkaConsumer(
             bootstrap_servers=config.bootstrap, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", **config.security
         )
         await consumer.start()
         try:
             consumer.assign([tp])
-            consumer.seek(tp, offset)
-            async with asyncio.timeout(10):
-                record = await consumer.getone()
+            async with asyncio.timeout(READ_S):
+                if self.engine.embedded:  # it does not look for times, and has little
+                    await consumer.seek_to_beginning(tp)
+                else:
+                    begin = (await consumer.offsets_for_times({tp: int((now_s - self.silence_s) * 1000)}))[tp]
+                    if begin is None:
+                        return heard, 0.0
+                    consumer.seek(tp, begin.offset)
+                while await consumer.position(tp) < until:
+                    for records in (await consumer.getmany(timeout_ms=200, max_records=500)).values():
+                        for record in records:
+                            if record.offset < until and (tenant := _speaker(record.value)) is not None:
+                                heard[tenant] = max(heard.get(tenant, 0), record.timestamp)
+        except TimeoutError:
+            return heard, now_s
         finally:
             await consumer.stop()
-        try:
-            return 0.0 if isinstance(decode(record.value).data, ClockTicked) else record.timestamp / 1000
-        except InvalidEvent:
-            return float(record.timestamp / 1000)
+        return heard, 0.0
 
     async def _caught_up(self, shard: Shard) -> bool:
         """Whether everything on the log, asked now, is folded."""
@@ -121,3 +147,12 @@ class Clock(Service):  # type: ignore[misc]  # mode is untyped here
 
     def _source(self, shard: Shard) -> TopicPartition:
         return TopicPartition(self.engine.full_names[shard.partition.topic], shard.partition.number)
+
+
+def _speaker(value: bytes | None) -> str | None:
+    """Whose a record is; None of ticks, and of what is no event."""
+    try:
+        head = _head(value or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if head.type == ClockTicked.TYPE else head.tenant
