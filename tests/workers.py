@@ -18,7 +18,7 @@ from typing import Any
 from streams.admin import create_topics
 from streams.settings import load
 
-from .kafka.broker import free_ports
+from .ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ class WorkerProcess:
     """
 
     def __init__(self, bootstrap: str, folder: Path, *, environment: dict[str, str] | None = None, **settings: object) -> None:
-        self.port = free_ports(1)[0]
+        self.port = free_port()
         words: dict[str, object] = {"bootstrap": bootstrap, "web_port": self.port, "log_level": "warning", "alert_interval_s": 0.2, "data_dir": folder / "data"}
         if "archive_dir" not in settings:
             words["roles"] = "fold,serve"  # an archivist is a process more

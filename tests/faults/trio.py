@@ -13,7 +13,8 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from ..kafka.broker import KafkaCluster, free_ports
+from ..kafka.broker import KafkaCluster
+from ..ports import free_ports
 from .network import Network
 
 SMALL_DISK = 2

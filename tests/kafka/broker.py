@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+
+from ..ports import free_port, free_ports
 
 VERSION = "4.1.0"
 LOG4J = "2.24.3"
@@ -61,15 +62,6 @@ def jars() -> str:
     return f"{libs}/*"
 
 
-def free_ports(n: int) -> list[int]:
-    """Ports of loopback that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 class KafkaCluster:
     """Kafka in KRaft mode, each node a JVM on loopback.
 
@@ -83,7 +75,7 @@ class KafkaCluster:
 
     def __init__(self, nodes: int = 1, *, secured: tuple[Path, str, str] | None = None) -> None:
         self.class_path = jars()
-        self.secure = f"127.0.0.1:{free_ports(1)[0]}"
+        self.secure = f"127.0.0.1:{free_port()}"
         listener = "" if secured is None else f",SASL_SSL://{self.secure}"
         words = [] if secured is None else ["--add-scram", f"SCRAM-SHA-512=[name={secured[1]},password={secured[2]}]"]
         self.folder = Path(tempfile.mkdtemp(prefix="pulsefold-kafka-"))

@@ -11,8 +11,8 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import ConfigResource, ResourceType
 
+from ..ports import free_port
 from ..workers import WorkerProcess
-from .broker import free_ports
 from .deployment import Deployment, until
 from .truth import body
 
@@ -69,7 +69,7 @@ def changelog_with_other_partitions(deployed: Deployment) -> None:
 def test_topics_that_differ_from_what_is_needed_are_refused(deploy: Deploy, prepare: Prepare, sentence: str, n: int) -> None:
     deployed = deploy(3)
     prepare(deployed)
-    for done in (deployed.run("worker", web_port=free_ports(1)[0]), deployed.check()):
+    for done in (deployed.run("worker", web_port=free_port()), deployed.check()):
         refused(done, sentence, n)
 
 

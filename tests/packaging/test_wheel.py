@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ..ports import free_port
 from ..workers import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -155,9 +155,7 @@ def test_the_command_of_the_wheel_runs_broker_worker_publish_and_query(clean: Pa
     assert (usage.returncode, usage.stderr) == (0, "")
     assert "--web-port" in usage.stdout and "--trust-half-life" in usage.stdout
     script = str(clean.parent / "pulsefold")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(child([script, "broker", "--partitions", "2"], tmp_path))
         assert broker.stdout is not None
