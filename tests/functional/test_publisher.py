@@ -143,7 +143,7 @@ def test_ids_are_ordered_by_time_and_never_the_same() -> None:
 
 
 def test_a_batch_of_observations_is_grouped_so_that_each_lies_on_its_home_partition(embedded: EmbeddedBroker, on_topics: OnTopics) -> None:
-    with SyncPublisher(embedded.bootstrap) as publisher:
+    with SyncPublisher(embedded.bootstrap, max_block_ms=10_000) as publisher:
         publisher.observe_many([events.Observation(kind="variable", id=f"v{i}", success=i % 3 == 0, weight=1 + i) for i in range(100)])
     found = on_topics("judgments")
     assert 1 < len(found) <= PARTITIONS
@@ -156,7 +156,7 @@ def test_a_batch_of_observations_is_grouped_so_that_each_lies_on_its_home_partit
 
 
 def test_a_batch_beyond_what_one_event_may_hold_is_cut(embedded: EmbeddedBroker, on_topics: OnTopics) -> None:
-    with SyncPublisher(embedded.bootstrap) as publisher:
+    with SyncPublisher(embedded.bootstrap, max_block_ms=10_000) as publisher:
         publisher.observe_many([events.Observation(kind="model", id="m1", success=True) for _ in range(10_001)])
         publisher.observe_many([events.Observation(kind="model", id="ü" * 250, success=True) for _ in range(2500)])
     sizes = [len(decode(m.value()).data.observations) for m in on_topics("judgments")]
@@ -207,7 +207,7 @@ def test_a_broker_that_comes_back_gets_everything_that_was_queued(embedded: Embe
 
 
 def test_an_unknown_topic_raises_with_the_command_that_creates_it_and_is_not_created(embedded: EmbeddedBroker) -> None:
-    with SyncPublisher(embedded.bootstrap, prefix="other.") as publisher:
+    with SyncPublisher(embedded.bootstrap, prefix="other.", max_block_ms=10_000) as publisher:
         with pytest.raises(TopicProblem, match=r"other\.training: missing .* pulsefold topics create"):
             publisher.publish(metric())
         assert "other.training" not in (publisher._counts or {})
@@ -224,9 +224,12 @@ def _takes(publisher: SyncPublisher) -> bool:
         return False
 
 
-def test_events_for_a_topic_that_turns_out_to_be_missing_are_reported_as_failed(embedded: EmbeddedBroker) -> None:
+def test_events_for_a_topic_that_turns_out_to_be_missing_are_reported_as_failed(embedded: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    published, learn = threading.Event(), SyncPublisher._learn
+    monkeypatch.setattr(SyncPublisher, "_learn", lambda self: (published.wait(30), learn(self)))
     publisher = SyncPublisher(embedded.bootstrap, prefix="other.", max_block_ms=0)
     publisher.publish(metric())  # the broker has not answered yet
+    published.set()
     until(lambda: publisher.report().failed == 1)
     assert list(publisher.report().errors) == ["the topic does not exist; create it with: pulsefold topics create"]
     with pytest.warns(Dropped):
@@ -308,6 +311,7 @@ def test_a_spool_is_empty_once_everything_is_acknowledged(embedded: EmbeddedBrok
     with SyncPublisher(embedded.bootstrap, spool=tmp_path / "spool") as publisher:
         publisher.record_many([metric(i) for i in range(300)])
         assert publisher.flush(10) == 0
+        until(lambda: publisher.report().spooled == 0)
         report = publisher.report()
     assert (report.delivered, report.spooled, report.resent) == (300, 0, 0)
 
@@ -323,6 +327,7 @@ def test_what_a_killed_process_left_in_the_spool_is_sent_by_the_next_with_the_sa
     with SyncPublisher(embedded.bootstrap, spool=tmp_path / "spool") as publisher:
         publisher.publish(events.CostIncurred(api_calls=1), id="e50")
         assert publisher.flush(15) == 0
+        until(lambda: publisher.report().spooled == 0)
         report = publisher.report()
     assert (report.recovered, report.resent, report.accepted, report.delivered, report.spooled) == (50, 50, 1, 51, 0) and adds_up(report)
     assert ids(on_topics("costs")) == [f"e{i}" for i in range(51)]
@@ -355,6 +360,7 @@ def test_events_not_acknowledged_in_time_are_sent_again_from_the_spool(embedded:
         until(lambda: publisher.report().errors.get("not acknowledged in time (delivery_timeout_ms)", 0) >= 10)
         embedded.up()
         assert publisher.flush(20) == 0
+        until(lambda: publisher.report().spooled == 0)
         report = publisher.report()
         assert report.delivered == 11 and report.failed == 0 and report.resent >= 10 and report.spooled == 0
     assert set(ids(on_topics())) == set(sent)
@@ -426,7 +432,7 @@ def test_a_full_queue_raises_from_the_async_publisher_and_never_blocks_the_loop(
 @pytest.mark.parametrize("held", ["_lock", "_order"])
 def test_a_slow_spool_never_blocks_the_loop_of_the_async_publisher(embedded: EmbeddedBroker, on_topics: OnTopics, tmp_path: Path, held: str) -> None:
     async def slow() -> tuple[float, float, DeliveryReport]:
-        publisher = Publisher(embedded.bootstrap, spool=tmp_path / "spool", max_block_ms=600)
+        publisher = Publisher(embedded.bootstrap, spool=tmp_path / "spool", max_block_ms=5000)
         await publisher.publish(metric(), id="first")
         lock = getattr(publisher._sync._spool if held == "_lock" else publisher._sync, held)
         letting_go, has = threading.Event(), threading.Event()
@@ -454,7 +460,7 @@ def test_a_slow_spool_never_blocks_the_loop_of_the_async_publisher(embedded: Emb
         return max(laps), took, await publisher.close(20)
 
     longest, took, report = asyncio.run(slow())
-    assert longest < 0.4 < 0.6 <= took, "the loop stood still while the spool was waited for"
+    assert longest < 3 < 5 <= took, "the loop stood still while the spool was waited for"
     assert (report.unspooled, report.delivered, report.dropped, report.spooled) == (20, 22, 0, 0)
     assert sorted(ids(on_topics())) == sorted(["first", "within", *(f"past-{n}" for n in range(20))])
 
