@@ -54,7 +54,7 @@ def test_the_second_app_folds_everything_and_publishes_nothing_whoever_starts_fi
             worker.until(lambda worker=worker: worker.get("/costs")["events"] == 1)
         first.until(lambda: outputs(shared) == [*told, ("letter", "invalid_field")])
         assert second.get("/status")["outputs"] == {"publishes": False, "recorded_app": "pulsefold"}
-        assert len(second.get("/alerts")["alerts"]) == 2  # it reads what the other told
+        second.until(lambda: len(second.get("/alerts")["alerts"]) == 2)  # it reads what the other told
         first.stop()
         second.stop()
         second.start()  # first now, but not first in the topics

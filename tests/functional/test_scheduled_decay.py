@@ -30,6 +30,14 @@ def commands(messages: list[Any]) -> list[dict[str, Any]]:
     return [event for event in found if event["type"] == "trust.decayed.v1" and "derivedfrom" not in event]
 
 
+def ticks(messages: list[Any]) -> int:
+    """Of how many ticks there are commands; those of one tick have one id."""
+    found = commands(messages)
+    times = {event["time"] for event in found}
+    assert len({event["id"] for event in found}) == len(times)
+    return len(times)
+
+
 def observe(broker: EmbeddedBroker) -> None:
     with SyncPublisher(broker.bootstrap) as publisher:
         for name in NAMES:
@@ -59,8 +67,9 @@ def test_two_workers_and_a_killed_one_give_one_decay_a_tick(embedded: EmbeddedBr
         observe(embedded)
         for worker in workers:
             worker.until(lambda: len(commands(on_topics("judgments"))) >= 2)
-        workers[0].until(lambda: any(map(owns_the_first, workers)))
-        owner = next(filter(owns_the_first, workers))
+        owners: list[WorkerProcess] = []
+        workers[0].until(lambda: owners.extend(filter(owns_the_first, workers)) or owners)
+        owner = owners[0]
         other = next(w for w in workers if w is not owner)
         owner.kill()
         n = len(commands(on_topics("judgments")))
@@ -71,28 +80,29 @@ def test_two_workers_and_a_killed_one_give_one_decay_a_tick(embedded: EmbeddedBr
         for worker in workers:
 
             def agrees(worker: WorkerProcess = worker) -> bool:
-                found = commands(on_topics("judgments"))
-                numbers = {event["time"] for event in found}
-                assert len({event["id"] for event in found}) == len(numbers)
-                return worker.absorbed() and halvings(worker) == {(len(numbers), len(numbers))}
+                least = ticks(on_topics("judgments"))
+                shown = halvings(worker) if worker.absorbed() else set()
+                most = ticks(on_topics("judgments"))  # the next tick may be between the two
+                return len(shown) == 1 and any((n, n) in shown for n in range(least, most + 1))
 
-            worker.until(agrees, 30)
+            worker.until(agrees)
     finally:
         for worker in workers:
             worker.stop()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_restarted_worker_publishes_the_tick_it_missed_and_no_tick_a_second_time(
     embedded: EmbeddedBroker, tmp_path: Path, on_topics: Callable[..., list[Any]]
 ) -> None:
+    left = 3600 - time.time() % 3600
+    if left < 150:
+        time.sleep(left + 1)  # not across the hour
     hourly = {"PULSEFOLD_TRUST_SCHEDULED_DECAY": json.dumps({"every_s": 3600, "factor": 0.5, "min_count": 0})}
     worker = WorkerProcess(embedded.bootstrap, tmp_path, environment=hourly, partitions=4).start()
     try:
         observe(embedded)
         worker.until(lambda: worker.absorbed(len(NAMES)))
-        number = int(time.time() // 3600)
-        assert time.time() < (number + 1) * 3600 - 60 or time.sleep(61) is None  # not across the hour
         number = int(time.time() // 3600)
         assert commands(on_topics("judgments")) == []  # a schedule begins with the next tick
         publish_tick(embedded, number - 3, "")
