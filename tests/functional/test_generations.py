@@ -58,6 +58,7 @@ def test_other_settings_are_refused_by_name_and_a_rebuild_gives_their_figures_pu
             post(before, {"id": f"c{n}", "source": "t", "type": "cost.incurred.v1", "time": f"2026-03-02T00:00:0{n}Z", "data": {"cost": amount}})
         post(before, {**event("bad"), "type": "goal.progressed.v1", "data": {"goal_id": "g", "current": 1}})
         before.until(lambda: before.absorbed(34))
+        before.until(lambda: len(read(embedded.bootstrap, "pulsefold.dead-letters")) >= 1 and len(read(embedded.bootstrap, "pulsefold.alerts")) >= 2)
         alerts, letters = read(embedded.bootstrap, "pulsefold.alerts"), read(embedded.bootstrap, "pulsefold.dead-letters")
         assert len(letters) == 1 and [m["data"]["severity"] for m, _ in alerts if m["data"]["rule"] == "cost.daily"] == ["warning", "critical"]
         status, trust = before.get("/status")["counts"], before.get("/trust/model/m3", at="2026-03-03T00:00:00Z")
@@ -73,7 +74,7 @@ def test_other_settings_are_refused_by_name_and_a_rebuild_gives_their_figures_pu
         after.settings["rebuild"] = "on"
         after.start()
         assert after.get("/status")["counts"] == status and after.get("/trust/model/m3", at="2026-03-03T00:00:00Z") == trust
-        after.until(lambda: after.get("/status")["rebuild"]["state"] == "swapped" and len(generations(embedded)) == 1, 30)
+        after.until(lambda: after.get("/status")["rebuild"]["state"] == "swapped" and len(generations(embedded)) == 1)
         assert after.get("/status")["counts"] == status and after.get("/trust/model/m3", at="2026-03-03T00:00:00Z") == trust
         told = read(embedded.bootstrap, "pulsefold.alerts")
         assert told[: len(alerts)] == alerts, "nothing is told again"
@@ -97,10 +98,11 @@ def test_other_settings_are_refused_by_name_and_a_rebuild_gives_their_figures_pu
         after.stop()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_rebuild_that_was_killed_goes_on_without_the_word_and_ends_with_the_same_figures(embedded: EmbeddedBroker, tmp_path: Path) -> None:
     before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4).start()
     after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, dedupe_window=128, rebuild="on")
+    after.module = ("tests.kafka.faults", f"halfway:{tmp_path / 'rest'}")
     try:
         for n in range(40):
             batch = [observed(f"{n}-{i}", i) for i in range(100)]
@@ -108,13 +110,14 @@ def test_a_rebuild_that_was_killed_goes_on_without_the_word_and_ends_with_the_sa
         before.until(lambda: before.absorbed(4000))
         before.stop()
         after.start(wait=False)
-        after.until(lambda: len(generations(embedded)) == 2, 30)
+        after.until(lambda: len(generations(embedded)) == 2)
         after.kill()
+        (tmp_path / "rest").touch()
         after.start()
         after.until(lambda: after.absorbed(4000))
         assert after.get("/trust/model/m7")["observations"] == 40
         assert after.get("/status")["counts"]["in"] == 4000
-        after.until(lambda: len(generations(embedded)) == 1, 30)
+        after.until(lambda: len(generations(embedded)) == 1)
         assert "dedupe_window" in refused(before)
     finally:
         before.stop()

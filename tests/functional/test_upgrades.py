@@ -26,7 +26,11 @@ from .test_service import post
 PRIOR = {"PULSEFOLD_TRUST_PRIOR": '{"": [3, 1]}', "PULSEFOLD_BUDGET_DAILY_USD": "20"}
 KEYS = [f"m{n}" for n in range(20)]
 START = "2026-03-02T00:00:00Z"
-SLOW = ("tests.kafka.faults", "building:0.8")
+
+
+def slow(gate: Path) -> tuple[str, str]:
+    """A worker that builds so slowly that its rate can be seen, and only to a part until the file is there."""
+    return "tests.kafka.faults", f"building:0.3,halfway:{gate}"
 
 
 def feed(worker: WorkerProcess, name: str, rounds: int) -> None:
@@ -76,7 +80,7 @@ def rebuilding(worker: WorkerProcess, state: str = "building") -> Callable[[], b
 def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_through_a_kill_and_never_by_both(embedded: EmbeddedBroker, tmp_path: Path) -> None:
     before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
     after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, environment=PRIOR, rebuild="on")
-    after.module = SLOW
+    after.module = slow(tmp_path / "rest")
     try:
         before.start()
         feed(before, "a", 75)
@@ -96,28 +100,35 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
         assert {rule["name"]: rule["value"] for rule in status["rules"]}["budget_daily_usd"] == 10, "what the figures follow from now"
         with watched(after) as answers:
             feed(after, "b", 2)
-            after.until(lambda: after.get("/status")["rebuild"]["folded"] > 100, 30)
-            progress = after.get("/status")["rebuild"]
+            seen: list[dict[str, Any]] = []
+
+            def measured() -> bool:
+                seen.append(after.get("/status")["rebuild"])
+                return seen[-1]["folded"] > 100 and bool(seen[-1]["per_s"]) and bool(seen[-1]["seconds_left"])
+
+            after.until(measured)
+            progress = seen[-1]
             assert progress["folded"] < progress["to_fold"] == sum(one["to_fold"] for one in progress["partitions"])
             assert progress["per_s"] > 0 and progress["seconds_left"] > 0 and progress["estimated_end"] > progress["since"]
             assert {t["name"]: t for t in progress["tables"]}["trust"]["serving_keys"] == 20
             text = answered("status", "--url", f"http://127.0.0.1:{after.port}")
             assert "rebuilding: " in text and "of 15" in text and "prior" in text, text
-            after.until(lambda: after.get("/trust/model/m3")["observations"] == 77, 10)
+            after.until(lambda: after.get("/trust/model/m3")["observations"] == 77)
         assert answers == [{1.0}], "the former tables serve, and take in what is new"
         after.kill()
         assert len(generations(embedded)) == 2
         del after.settings["rebuild"]
         after.start()
-        after.until(lambda: after.get("/status")["rebuild"]["folded"] > 0, 30)
+        after.until(lambda: after.get("/status")["rebuild"]["folded"] > 0)
         with watched(after) as answers:
-            after.until(rebuilding(after, "swapped"), 60)
+            (tmp_path / "rest").touch()
+            after.until(rebuilding(after, "swapped"))
             after.until(lambda: answers[-1:] == [{3.0}])
         assert answers in ([{1.0}, {3.0}], [{3.0}]), "at once for all partitions"
         feed(after, "c", 1)
         after.until(lambda: after.absorbed(1564))
         assert after.get("/trust/model/m3")["observations"] == 78 and priors(after) == {3.0}
-        after.until(lambda: len(generations(embedded)) == 1, 30)
+        after.until(lambda: len(generations(embedded)) == 1)
         told = [(key, value) for key, value in last(embedded).items() if key.partition(b"|")[2].startswith(b"told") and value is not None]
         assert all(key.endswith(b"||") and AT.unpack_from(value)[0] >= 0 for key, value in told), "of what was compared there is left that it was"
         assert read(embedded.bootstrap, "pulsefold.dead-letters") == letters
@@ -126,11 +137,11 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
             ("alert.eased.v1", "cost.daily", "settings_changed")
         ]
         assert len({m["id"] for m, _ in read(embedded.bootstrap, "pulsefold.alerts")}) == len(alerts) + len(fresh), "none twice"
-        after.until(lambda: len(scores(embedded)) > 1, 20)
+        after.until(lambda: len(scores(embedded)) > 1)
         quiet = scores(embedded)
         assert [one["data"]["score"]["trust"] for one in quiet] == [0.5, 0.75] and quiet[0]["id"] != quiet[1]["id"], "of whom nothing was told since"
         marks = [key for key, value in last(embedded).items() if key.partition(b"|")[2].startswith(b"scores.") and value is not None]
-        after.until(lambda: not marks or not [key for key, value in last(embedded).items() if key in marks and value is not None], 20)
+        after.until(lambda: not marks or not [key for key, value in last(embedded).items() if key in marks and value is not None])
         assert after.stop() == 0
         replay = pulsefold("replay", "--bootstrap", embedded.bootstrap, "--partitions", "4", env=PRIOR)
         assert replay.returncode == 0, replay
@@ -143,27 +154,29 @@ def test_views_answer_by_the_former_tables_until_the_new_ones_are_built_even_thr
 def test_another_version_of_the_code_builds_beside_workers_that_serve_which_give_way_when_it_is_done(embedded: EmbeddedBroker, tmp_path: Path) -> None:
     before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
     after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, rebuild="on")
-    after.module = ("tests.kafka.faults", "newer:trust,building:0.05")
+    after.module = ("tests.kafka.faults", f"newer:trust,gated:{tmp_path / 'built'}")
     try:
         before.start()
         feed(before, "a", 100)
         before.until(lambda: before.absorbed(2000))
         after.start(wait=False)
-        after.until(rebuilding(after), 40)
+        after.until(rebuilding(after))
         status, detail = after.ask("/trust/model/m3")
         assert status == 503 and "former version" in detail["detail"]
         assert after.get("/status")["ready"] is False and not any(p["committed"] for p in after.get("/status")["partitions"])
         feed(before, "b", 1)
-        before.until(lambda: before.get("/trust/model/m3")["observations"] == 101, 10)
-        after.until(rebuilding(after, "swapped"), 60)
+        before.until(lambda: before.get("/trust/model/m3")["observations"] == 101)
+        after.until(lambda: after.get("/status")["rebuild"]["to_fold"] == 2020)  # that is committed too: so far it is built before it serves
+        (tmp_path / "built").touch()
+        after.until(rebuilding(after, "swapped"))
         assert after.get("/trust/model/m3")["observations"] == 101, "no gap: it answers as soon as it is ready"
-        assert before.process is not None and before.process.wait(30) == 2
+        assert before.process is not None and before.process.wait(60) == 2
         assert "table trust version 2" in before.log.read_text() and "Traceback" not in before.log.read_text()
-        after.until(lambda: all(p["owner"] for p in after.get("/status")["partitions"]), 40)
+        after.until(lambda: all(p["owner"] for p in after.get("/status")["partitions"]))
         feed(after, "c", 1)
         after.until(lambda: after.absorbed(2040))
         assert after.get("/trust/model/m3")["observations"] == 102
-        after.until(lambda: len(generations(embedded)) == 1, 30)
+        after.until(lambda: len(generations(embedded)) == 1)
         assert "trust" in refused(before)
     finally:
         before.stop()
@@ -178,7 +191,7 @@ def behead(broker: EmbeddedBroker, worker: WorkerProcess, absorbed: int) -> None
         body = f'{{"specversion":"1.0","id":"big{n}","source":"t","type":"custom.recorded.v1","data":{{"name":"n","fields":{{"x":"{"y" * 900_000}"}}}}}}'
         producer.produce("pulsefold.judgments", body.encode(), b"default", partition=0)
         assert producer.flush(30) == 0
-        worker.until(lambda n=n: worker.absorbed(absorbed + n + 1) and (not archive or worker.archived(absorbed + n + 1)), 30)
+        worker.until(lambda n=n: worker.absorbed(absorbed + n + 1) and (not archive or worker.archived(absorbed + n + 1)))
 
 
 @pytest.mark.timeout(280)
@@ -190,7 +203,7 @@ def test_a_log_whose_start_is_gone_is_built_from_the_archive_where_that_has_it_a
         feed(before, "a", 3)
         post(before, {**observed("bad", 1), "type": "goal.progressed.v1", "data": {"goal_id": "g", "current": 1}})
         feed(before, "a", 1)  # once more
-        before.until(lambda: before.archived(81), 30)
+        before.until(lambda: before.archived(81))
         behead(embedded, before, 81)
         counts = before.get("/status")["counts"]
         assert (counts["duplicate"], counts["dead_lettered"]) == (20, 1)
@@ -204,7 +217,7 @@ def test_a_log_whose_start_is_gone_is_built_from_the_archive_where_that_has_it_a
         assert priors(after) == {3.0} and after.get("/trust/model/m3")["observations"] == 3
         assert after.get("/status")["counts"] == counts
         feed(after, "b", 1)
-        after.until(lambda: after.get("/trust/model/m3")["observations"] == 4, 30)
+        after.until(lambda: after.get("/trust/model/m3")["observations"] == 4)
     finally:
         before.stop()
         after.stop()
@@ -216,19 +229,20 @@ def test_where_the_log_loses_its_start_while_it_is_built_the_build_ends_with_a_s
 ) -> None:
     before = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4)
     after = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, environment=PRIOR, rebuild="on")
-    after.module = SLOW
+    after.module = slow(tmp_path / "rest")
     try:
         before.start()
         feed(before, "a", 60)
         before.until(lambda: before.absorbed(1200))
         before.stop()
         after.start()
-        after.until(rebuilding(after), 10)
+        after.until(rebuilding(after))
         with watched(after) as answers:
             behead(embedded, after, 1200)
-            after.until(rebuilding(after, "failed"), 60)
+            (tmp_path / "rest").touch()
+            after.until(rebuilding(after, "failed"))
             feed(after, "b", 1)
-            after.until(lambda: after.get("/trust/model/m3")["observations"] == 61, 20)
+            after.until(lambda: after.get("/trust/model/m3")["observations"] == 61)
         assert answers == [{1.0}]
         told = after.get("/status")["rebuild"]["error"]
         assert "pulsefold.judgments/0: the log begins at offset" in told and "prior" in told
@@ -237,7 +251,7 @@ def test_where_the_log_loses_its_start_while_it_is_built_the_build_ends_with_a_s
         assert "not rebuilt" in text and told in text
         with urllib.request.urlopen(f"http://127.0.0.1:{after.port}/metrics", timeout=20) as metrics:
             assert b"\npulsefold_rebuild_failed 1.0" in metrics.read()
-        after.until(lambda: len(generations(embedded)) == 1, 30)
+        after.until(lambda: len(generations(embedded)) == 1)
         after.kill()
         del after.settings["rebuild"]
         after.start()  # as its supervisor would
@@ -263,11 +277,11 @@ def test_of_two_workers_the_one_with_the_former_settings_serves_until_the_swap_a
         # what the other one owns is not built: it has other settings, and is replaced next, as in any rolling restart
         after.until(lambda: any(p["owner"] for p in after.get("/status")["partitions"]), 60)
         feed(before, "b", 2)
-        before.until(lambda: priors(before) == {1.0} and before.get("/trust/model/m3")["observations"] == 22, 30)
+        before.until(lambda: priors(before) == {1.0} and before.get("/trust/model/m3")["observations"] == 22)
         assert priors(after) == {1.0}
         assert before.stop() == 0
         after.until(rebuilding(after, "swapped"), 60)
-        after.until(lambda: priors(after) == {3.0} and after.get("/trust/model/m3")["observations"] == 22, 30)
+        after.until(lambda: priors(after) == {3.0} and after.get("/trust/model/m3")["observations"] == 22)
     finally:
         before.stop()
         after.stop()
