@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +105,9 @@ def test_publish_counts_what_was_taken_and_refused_by_line(embedded: EmbeddedBro
     assert missing.returncode == 2 and "404" in missing.stderr
 
 
-def test_learning_goes_into_a_file_and_back_and_a_linked_goal_moves_over_partitions(embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path) -> None:
+def test_learning_goes_into_a_file_and_back_and_a_linked_goal_moves_over_partitions(
+    embedded: EmbeddedBroker, worker: WorkerProcess, tmp_path: Path, on_topics: Callable[..., list[Any]]
+) -> None:
     lines = [{"type": "goal.created.v1", "time": "2026-03-02T00:00:00Z", "data": {"goal_id": "g", "target": 0.9, "metric": "performance_score"}}]
     data = {"learning_rate": 0.1, "convergence_metric": 0.5, "task_type": "t"}
     for n in range(20):
@@ -126,7 +130,7 @@ def test_learning_goes_into_a_file_and_back_and_a_linked_goal_moves_over_partiti
     for _ in range(2):
         done = pulsefold("import", "learning", str(file), *bootstrap, "--tenant", "new", "--json")
         assert (done.returncode, json.loads(done.stdout)["delivered"]) == (0, 41), done
-    worker.until(worker.absorbed)
+    worker.until(lambda: worker.absorbed(len(on_topics())))
     assert pulsefold("export", "learning", str(again), "--url", url, "--tenant", "new").returncode == 0
     first, second = json.loads(file.read_text()), json.loads(again.read_text())
     assert second["learning_events"] == first["learning_events"]
@@ -149,7 +153,13 @@ def test_dead_letters_are_listed_with_why(embedded: EmbeddedBroker, worker: Work
     producer.produce("pulsefold.costs", b"not json", b"default")
     producer.flush(10)
     worker.until(lambda: worker.get("/status")["counts"]["dead_lettered"] == 1)
-    rows = json.loads(answered("dead-letters", "list", "--bootstrap", embedded.bootstrap, "--json"))
+    rows: list[dict[str, Any]] = []
+
+    def listed() -> bool:
+        rows[:] = json.loads(answered("dead-letters", "list", "--bootstrap", embedded.bootstrap, "--json"))
+        return bool(rows)
+
+    worker.until(listed)
     assert [(row["reason"], row["topic"], row["value"]) for row in rows] == [("not_json", "costs", "not json")]
 
 

@@ -73,8 +73,7 @@ def test_an_export_imported_into_a_fresh_tenant_and_exported_again_is_the_same_a
         with SyncPublisher(embedded.bootstrap, tenant="b") as publisher:
             publisher.observe("rule", "a", True)
             publisher.observe("rule", "new", True)
-        worker.until(lambda: worker.ask("/trust/rule/new", headers={"X-Tenant": "b"})[0] == 200)
-        worker.until(worker.absorbed)
+        worker.until(lambda: worker.absorbed(550 + 7 + 2))
         later = exported(worker, tmp_path / "b.json", "b")
         duplicates = worker.get("/status")["counts"]["duplicate"]
         imported(worker, tmp_path / "a.json", "b")
@@ -115,7 +114,8 @@ def test_an_import_while_observations_stream_in_acts_at_its_place_of_the_log(
             stop.set()
             thread.join()
         assert publisher.flush(30) == 0
-    worker.until(worker.absorbed)
+    n = len(on_topics())
+    worker.until(lambda: worker.absorbed(n))
     for name in "ab":
         alpha, beta, history, after_last_import = 1.0, 1.0, [], 0
         for message in on_topics("judgments"):  # a key's records lie in one partition, in their order
