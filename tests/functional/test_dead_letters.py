@@ -81,11 +81,11 @@ def test_a_letter_sent_again_after_the_fix_counts_once_however_often_and_keeps_b
 ) -> None:
     first = json.dumps(progress("p1", 0.25), indent=3).encode()  # bytes that no encoder of ours would write
     produce(embedded, "training", first, progress("p2", 0.5), key=b"anything", partition=3, headers=[("trace", b"1")])
-    worker.until(lambda: counts(worker) == (0, 0, 2))
+    worker.until(lambda: counts(worker) == (0, 0, 2) and len(command(embedded, "list")) == 2)
     assert pulsefold("dead-letters", "redrive", "--bootstrap", embedded.bootstrap).returncode == 2  # what is meant must be said
     assert command(embedded, "redrive", "--all", "--dry-run")["would_redrive"] == 2
     assert command(embedded, "redrive", "training/3/0")["redriven"] == 1  # too early: the goal is still unknown
-    worker.until(lambda: counts(worker) == (0, 0, 3))
+    worker.until(lambda: counts(worker) == (0, 0, 3) and len(command(embedded, "list")) == 3)
     produce(embedded, "training", goal("g"), partition=3)
     worker.until(lambda: counts(worker) == (1, 0, 3))
     told = command(embedded, "redrive", "--reason", "unknown_goal")
@@ -106,10 +106,10 @@ def test_beyond_the_window_of_workers_the_log_tells_what_was_sent_again(embedded
     worker = WorkerProcess(embedded.bootstrap, tmp_path, partitions=4, dedupe_window=64).start()
     try:
         metric = {"id": "m", "source": "t", "type": "metric.recorded.v1", "data": {"metric_id": "one", "value": 1.0}}
-        soon = {**metric, "time": (datetime.now(UTC) + timedelta(hours=1, seconds=4)).isoformat()}
-        produce(embedded, "training", soon, partition=0)
-        worker.until(lambda: counts(worker) == (0, 0, 1))
-        time.sleep(5)
+        now = datetime.now(UTC)  # of an hour from now, on a record of a minute ago: too early then, and not any more when it is sent again
+        soon = {**metric, "time": (now + timedelta(hours=1)).isoformat()}
+        produce(embedded, "training", soon, partition=0, timestamp=int(now.timestamp() * 1000) - 60_000)
+        worker.until(lambda: counts(worker) == (0, 0, 1) and len(command(embedded, "list")) == 1)
         window = ("--bootstrap", embedded.bootstrap)
         for sent in (1, 0):
             done = pulsefold("dead-letters", "redrive", "--reason", "time_in_future", "--json", *window, env={"PULSEFOLD_DEDUPE_WINDOW": "64"})
@@ -126,7 +126,7 @@ def test_beyond_the_window_of_workers_the_log_tells_what_was_sent_again(embedded
 def test_an_event_without_a_time_keeps_that_of_its_first_record(embedded: EmbeddedBroker, worker: WorkerProcess, on_topics: Callable[..., list[Any]]) -> None:
     timeless = {key: value for key, value in progress("p", 0.5).items() if key != "time"}
     produce(embedded, "training", timeless, partition=2, timestamp=1_772_409_600_000)
-    worker.until(lambda: counts(worker) == (0, 0, 1))
+    worker.until(lambda: counts(worker) == (0, 0, 1) and len(command(embedded, "list")) == 1)
     command(embedded, "redrive", "--all")
     worker.until(lambda: counts(worker) == (0, 0, 2))
     assert [message.timestamp()[1] for message in on_topics("training")] == [1_772_409_600_000] * 2
