@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ConfigSource, NewTopic, OffsetSpec, ResourceType
 
 from streams.admin import create_topics
 from streams.settings import load
@@ -141,6 +141,15 @@ class Deployment:
         entries = [ConfigEntry(n.replace("_", "."), v or "", incremental_operation=kinds[v is None]) for n, v in config.items()]
         for future in self.admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)]).values():
             future.result(10)
+
+        def told() -> bool:
+            found = self.admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)])
+            (shown,) = (future.result(10) for future in found.values())
+            wanted = {n.replace("_", "."): v for n, v in config.items()}
+            dynamic = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+            return all(shown[n].source != dynamic if v is None else shown[n].value == v for n, v in wanted.items())
+
+        until(told, what=f"the configuration of {topic}")
 
     def recreate(self, topic: str, partitions: int, **config: str) -> None:
         """Delete a topic and create it again."""

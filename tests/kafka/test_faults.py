@@ -23,7 +23,7 @@ def test_every_seventh_chunk_lost_between_fetch_and_fold_loses_nothing(deploy: D
     deployed = deploy(PARTITIONS)
     worker = deployed.worker("drop:7")
     made = load(20_000, 11)
-    produce(deployed.bootstrap, deployed.source(""), made, 6).join()
+    produce(deployed.bootstrap, deployed.source(""), made, 12).join()  # on a busy machine a chunk is larger, and there are fewer
     verify([worker], made, deployed.settings)
     dropped = worker.log.read_text().count("a chunk was dropped on purpose")
     refused = sum(p["refused_chunks"] for p in worker.get("/status")["partitions"])

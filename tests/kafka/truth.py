@@ -130,7 +130,8 @@ def forecasts(bootstrap: str, topic: str, ids: range, variables: list[str], frag
 
 def settle(worker: WorkerProcess, made: Load) -> None:
     """Wait until a worker has absorbed everything."""
-    worker.until(lambda: worker.absorbed() and worker.get("/status")["counts"]["folded"] >= folded(made), 120)
+    total = len(made.records) + made.derived + made.others
+    worker.until(lambda: worker.absorbed(total) and worker.get("/status")["counts"]["folded"] >= folded(made), 120)
 
 
 def folded(made: Load) -> int:
