@@ -101,6 +101,7 @@ def test_what_comes_to_nobody_at_the_end_of_a_log_is_passed_and_what_retention_r
             following.cancel()
 
     assert asyncio.run(run()) == 0
+    asked.writer.shutdown()  # it may be in the middle of something
     assert feed.keeper.tails["training"].ends == [30]
     assert ("no longer have offsets 10 to 24" in caplog.text) == bool(removed)
     feed.keeper.close()
