@@ -49,6 +49,8 @@ AIM_S = MIN_LAG_MS / 2000
 """Seconds after which the end of a changelog that is not followed up to it yet is asked again. What is younger than the lag, brokers do not compact."""
 EAGER_MS, IDLE_MS, IDLE_S = 3, 25, 1.0
 """Milliseconds that the embedded broker may wait before it answers a fetch; the longer where nothing was read for so many seconds."""
+ENDS_S = 5.0
+"""Longest time that the ends of the source topics are asked for: what is not answered by then is not known at the moment."""
 BEHIND, BEHIND_FLUSHES = 20_000, 4
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 
@@ -620,6 +622,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                     except PulsefoldError as exc:
                         await self.crash(exc)
                         return
+                    await self._look_at_ends()  # else who is ready has no lag, whatever waits to be folded
                     self.restored = True
                     self.restored_s = time.monotonic() - begun
                     self.ready = self.rebuild is None or not self.rebuild.beside
@@ -939,7 +942,6 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     @Service.task
     async def _watch(self) -> None:
         """Ends of the source partitions, for lag; what the group complains of; and the watchdog."""
-        sources = [TopicPartition(self.full_names[t], n) for t, count in self.counts.items() for n in range(count)]
         while not self.should_stop:
             complaint = await self.app.consumer._thread.complaint() if self.config.folds else None
             if isinstance(complaint, InvalidSessionTimeoutError):
@@ -957,14 +959,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             elif complaint is not None:
                 await self.crash(complaint)
                 return
-            try:
-                ends = await self.follower.end_offsets(sources)
-            except KafkaError as exc:
-                self.log.warning("end offsets are not known at the moment: %r", exc)
-            else:
-                for tp, end in ends.items():
-                    self.ends[(self.short_names[tp.topic], tp.partition)] = end
-                await self._follow_commits()
+            await self._look_at_ends()
             for source, at in self.app.consumer.fetch_positions().items() if self.config.folds else ():
                 owned = self.shard(source)
                 lost = self.core.idle(owned, at) if owned is not None and source not in self._seeks else None
@@ -980,6 +975,25 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 names = ", ".join(f"{s.partition.topic}/{s.partition.number}" for s in lagging[:5])
                 await self.crash(Stalled(f"nothing was folded for {self.config.watchdog_s:.0f} s although records wait in {names}"))
                 return
+            await self.sleep(1.0)
+
+    async def _look_at_ends(self) -> None:
+        """Ask where the source topics end; where no broker tells in bounded time, what was known stays."""
+        sources = [TopicPartition(self.full_names[t], n) for t, count in self.counts.items() for n in range(count)]
+        try:
+            async with asyncio.timeout(ENDS_S):
+                ends = await self.follower.end_offsets(sources)
+        except (TimeoutError, KafkaError) as exc:
+            self.log.warning("end offsets are not known at the moment: %r", exc)
+            return
+        for tp, end in ends.items():
+            self.ends[(self.short_names[tp.topic], tp.partition)] = end
+
+    @Service.task
+    async def _heed_commits(self) -> None:
+        """Beside `_watch`, which must not wait for it: what has no answer here is no reason to know nothing of lag."""
+        while not self.should_stop:
+            await self._follow_commits()
             await self.sleep(1.0)
 
     async def _pass_what_is_gone(self) -> None:
