@@ -146,12 +146,16 @@ def tell(app: Any, settings: Any) -> None:
     if scheme == "http" and host not in LOOPBACK:
         say(f"{host} is served without TLS: tokens can be read on the way (set web_tls_cert, or put a proxy with TLS before it)")
 
+    stopping = asyncio.Event()
+
     async def told() -> None:
-        while not app.engine.ready:
+        while not (app.engine.ready or stopping.is_set() or app.should_stop):
             await app.engine.sleep(0.1)
-        say(f"tables restored after {time.monotonic() - begun:.1f} s; Ctrl-C stops it")
+        if app.engine.ready and not (stopping.is_set() or app.should_stop):
+            say(f"tables restored after {time.monotonic() - begun:.1f} s; Ctrl-C stops it")
 
     async def bye(*_: Any, **__: Any) -> None:
+        stopping.set()
         say("stopping: what was folded is written, then the partitions are given up")
 
     app.task(told)
