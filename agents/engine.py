@@ -801,7 +801,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         async with asyncio.timeout(10):
             if self._admin is None:
                 self._admin = AIOKafkaAdminClient(bootstrap_servers=self.config.bootstrap, **self.config.security)
-                await self._admin.start()
+            await self._admin.start()  # each time: it does nothing once a broker has answered, and is not done before
             found = await self._admin.list_consumer_group_offsets(self.config.app_id, partitions=list(sources))
         return {TopicPartition(tp.topic, tp.partition): at.offset for tp, at in found.items() if at.offset >= 0}
 
