@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from streams import events
 from streams.broker import EmbeddedBroker
@@ -19,6 +19,7 @@ from ..workers import WorkerProcess
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
 PARTITIONS = 2
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +89,8 @@ def site(broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> It
             sample(default, "m1")
         with publisher(broker, "evil") as evil:
             sample(evil, HOSTILE)
-        worker.until(lambda: worker.absorbed() and worker.get("/alerts", headers={"X-Tenant": "evil"})["alerts"])
+        # 304, and what was derived of them: a hundred observations of the forecasts' models and variables
+        worker.until(lambda: worker.absorbed(404) and worker.get("/alerts", headers={"X-Tenant": "evil"})["alerts"])
         yield worker
     finally:
         worker.stop()

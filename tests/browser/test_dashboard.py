@@ -30,7 +30,7 @@ def rows(page: Page, part: str) -> list[str]:
 
 def test_every_part_shows_what_was_published(tab: Tab) -> None:
     page = tab.open()
-    expect(page.locator("#alerts-open")).to_contain_text("reached the shutdown limit of 1.00 USD", timeout=10_000)
+    expect(page.locator("#alerts-open")).to_contain_text("reached the shutdown limit of 1.00 USD")
     assert any("m1" in row and "0.704" in row and "27" not in row.split("\t") for row in rows(page, "trust")), rows(page, "trust")  # (1 + 18) / (2 + 25)
     assert any("drifting" in row and "0.400" in row and "0.600" in row for row in rows(page, "drift")), rows(page, "drift")
     assert any("lost again" in row and "≥ 0.9" in row and "0.71" in row for row in rows(page, "goals")), rows(page, "goals")
@@ -52,9 +52,9 @@ def test_the_spread_of_trust_and_the_learning_rates_are_pictures_of_what_the_vie
                 to.publish(events.LearningRecorded(task_type="t", run=run, learning_rate=0.1 / (n + 1) if run == "one" else 0.05, **data))
     page = tab.open("/#tenant=pictures")
     spread, rates = page.locator("#trust-chart svg"), page.locator("#rates-chart svg")
-    expect(spread).to_have_attribute("aria-label", "Trust of 12 keys: most of them, 9, from 0.65 to 0.7", timeout=10_000)
+    expect(spread).to_have_attribute("aria-label", "Trust of 12 keys: most of them, 9, from 0.65 to 0.7")
     assert [one.text_content() for one in spread.locator("rect.pillar title").all()] == ["0.3 to 0.35: 3", "0.65 to 0.7: 9"]
-    expect(rates).to_have_attribute("aria-label", re.compile(r"^Learning rate: t run one from 0.1 to 0.02; t run two from 0.05 to 0.05$"), timeout=10_000)
+    expect(rates).to_have_attribute("aria-label", re.compile(r"^Learning rate: t run one from 0.1 to 0.02; t run two from 0.05 to 0.05$"))
     assert [rates.locator(f".c{n} circle").count() for n in (0, 1, 2)] == [5, 5, 0]
     low, high = (page.evaluate("(n) => Number(document.querySelectorAll('#trust-chart .pillar')[n].getAttribute('height'))", n) for n in (0, 1))
     assert high == pytest.approx(3 * low, abs=0.2)
@@ -63,7 +63,7 @@ def test_the_spread_of_trust_and_the_learning_rates_are_pictures_of_what_the_vie
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.fill("#tenant", "nobody")
     page.click("text=Show >> nth=0")
-    expect(page.locator("#trust-chart")).to_have_text("None so far.", timeout=10_000)
+    expect(page.locator("#trust-chart")).to_have_text("None so far.")
     expect(page.locator("#rates-chart")).to_have_text("None so far.")
     assert tab.problems == []
 
@@ -82,7 +82,7 @@ def test_nothing_is_asked_of_anybody_else_and_nothing_breaks_the_policy(tab: Tab
 
 def test_names_from_events_are_text_wherever_they_are_shown(tab: Tab) -> None:
     page = tab.open("/#tenant=evil")
-    expect(page.locator("#alerts-open")).to_contain_text(HOSTILE, timeout=10_000)
+    expect(page.locator("#alerts-open")).to_contain_text(HOSTILE)
     for part in ("alerts", "trust", "drift", "goals", "costs", "learning", "metrics"):
         assert HOSTILE in page.locator(f"#{part}").inner_text().replace("\n", ""), part
     assert page.locator("main img").count() == 0
@@ -95,9 +95,9 @@ def test_what_is_recorded_shows_without_a_reload_and_an_alert_is_said_aloud(tab:
     expect(page.locator("#trust tbody")).to_contain_text("No observations yet")
     with publisher(broker, "live") as to:
         sample(to, "newcomer")
-    expect(page.locator("#trust tbody")).to_contain_text("newcomer", timeout=10_000)
-    expect(page.locator("#costs tbody").first).to_contain_text("$6.25", timeout=10_000)
-    expect(page.locator("#news")).to_have_text(re.compile(r"(shutdown|critical|warning|info): \S"), timeout=10_000)
+    expect(page.locator("#trust tbody")).to_contain_text("newcomer")
+    expect(page.locator("#costs tbody").first).to_contain_text("$6.25")
+    expect(page.locator("#news")).to_have_text(re.compile(r"(shutdown|critical|warning|info): \S"))
     expect(page.locator("#alerts-open li").first).to_contain_text("shutdown")
     assert tab.problems == []
 
@@ -122,10 +122,10 @@ def test_show_more_shows_more(tab: Tab, broker: EmbeddedBroker) -> None:
         to.observe_many([events.Observation(kind="agent", id=f"agent-{n:03}", success=True) for n in range(50)])
     page = tab.open("/#tenant=many")
     table = page.locator("#trust tbody tr")
-    expect(table).to_have_count(12, timeout=10_000)
+    expect(table).to_have_count(12)
     for expected in (32, 50):
         page.click("[data-more=trust]")
-        expect(table).to_have_count(expected, timeout=10_000)
+        expect(table).to_have_count(expected)
     expect(page.locator("[data-more=trust]")).to_be_hidden()
 
 
@@ -204,9 +204,9 @@ def test_a_lost_connection_is_said_and_comes_back(chromium: Browser, tmp_path: P
                 to.observe("model", "before", True)
             tab = Tab(context, f"http://127.0.0.1:{worker.port}")
             page = tab.open()
-            expect(page.locator("#trust tbody")).to_contain_text("before", timeout=10_000)
+            expect(page.locator("#trust tbody")).to_contain_text("before")
             worker.kill()
-            expect(page.locator("#state")).to_have_text("Connection lost", timeout=10_000)
+            expect(page.locator("#state")).to_have_text("Connection lost")
             expect(page.locator("#banner")).to_contain_text("tries again by itself")
             assert page.title().startswith("Connection lost")
             expect(page.locator("#trust tbody")).to_contain_text("before")  # what was known stays, marked as old
@@ -243,7 +243,7 @@ def test_a_token_is_asked_for_kept_in_the_tab_only_and_shows_its_tenant_alone(ch
             expect(page.locator("#ask-error")).to_contain_text("not known or has expired")
             page.fill("#token", "of-acme")
             page.keyboard.press("Enter")
-            expect(page.locator("#trust tbody")).to_contain_text("acme-model", timeout=10_000)
+            expect(page.locator("#trust tbody")).to_contain_text("acme-model")
             expect(page.locator("#facts")).to_contain_text("tenant acme")
             expect(page.locator("#worker")).to_contain_text("Rows of tenant acme")
             expect(page.locator(".failed")).to_have_count(0)
@@ -251,7 +251,7 @@ def test_a_token_is_asked_for_kept_in_the_tab_only_and_shows_its_tenant_alone(ch
             assert "of-acme" not in page.url + page.content()
             assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
             page.reload()
-            expect(page.locator("#trust tbody")).to_contain_text("acme-model", timeout=10_000)
+            expect(page.locator("#trust tbody")).to_contain_text("acme-model")
             page.fill("#tenant", "other")
             page.click("text=Show >> nth=0")
             expect(page.locator("#ask-error")).to_contain_text("belongs to another tenant")
@@ -262,10 +262,10 @@ def test_a_token_is_asked_for_kept_in_the_tab_only_and_shows_its_tenant_alone(ch
             expect(page.locator("#ask-error")).to_contain_text("must name the tenant")
             page.fill("#ask-tenant", "other")
             page.click("text=Use it")
-            expect(page.locator("#trust tbody")).to_contain_text("other-model", timeout=10_000)
+            expect(page.locator("#trust tbody")).to_contain_text("other-model")
             page.click("#open-token")
             page.click("#forget")
-            expect(page.locator("#state")).to_have_text("Needs a token", timeout=10_000)
+            expect(page.locator("#state")).to_have_text("Needs a token")
             assert "other-model" not in page.content()
             assert page.evaluate("sessionStorage.length") == 0
             assert [problem for problem in tab.problems if "status of 4" not in problem] == []  # the browser itself tells refused requests
