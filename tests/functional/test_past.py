@@ -105,10 +105,10 @@ OPERATOR = {"Authorization": "Bearer boss", "X-Tenant": "acme"}
 """Who may see how far the worker itself is."""
 
 
-def settle(worker: WorkerProcess) -> None:
-    """Nothing waits, derived events included: three looks show the same."""
+def settle(worker: WorkerProcess, n: int) -> None:
+    """All of so many events came and nothing waits, derived events included: three looks show the same."""
     counts: list[int] = []
-    while len(counts) < 3 or len({*counts[-3:]}) > 1 or not absorbed(worker):
+    while len(counts) < 3 or counts[-1] < n or len({*counts[-3:]}) > 1 or not absorbed(worker):
         time.sleep(0.5)
         counts.append(worker.get("/status", headers=OPERATOR)["counts"]["in"])
 
@@ -118,20 +118,21 @@ def absorbed(worker: WorkerProcess) -> bool:
     return found["lag"] == 0 and all(p["end"] is not None for p in found["partitions"])
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("days", "moments"), [(1, 5), (300, 3)], ids=["from the archive", "from the log, as the archive has dropped some"])
 def test_at_several_moments_each_view_answers_later_what_the_worker_said_then(
     embedded: EmbeddedBroker, archiving: WorkerProcess, days: int, moments: int
 ) -> None:
     said: list[tuple[str, str, tuple[int, dict[str, Any]]]] = []
-    begun = now()
+    begun, n = now(), 0
     time.sleep(0.01)
     with SyncPublisher(embedded.bootstrap, source="test") as publisher:
         for turn in range(moments):
             for event in [*events(turn, late=timedelta(days=days)), *events(turn, "other")[: 2 + turn]]:
                 publisher.publish(event)
-            publisher.flush(20)
-            settle(archiving)
+                n += 1
+            assert publisher.flush(20) == 0
+            settle(archiving, n)
             time.sleep(0.05)
             for path in VIEWS:
                 own = "at" in archiving_params(archiving, path)
@@ -143,7 +144,10 @@ def test_at_several_moments_each_view_answers_later_what_the_worker_said_then(
     last = {path: answer for path, _, answer in said}
     assert [path for path, _, answer in said[: len(last)] if answer == last[path]] == [], "the views have to move on"
     if days > 90:
-        archiving.until(lambda: archiving.get("/status", headers=OPERATOR)["archive"]["removed_rows"] > 0)
+        if not removed(archiving):  # the archivist tidies when it begins, and then not for ten minutes
+            archiving.stop()
+            archiving.start()
+        archiving.until(lambda: removed(archiving))
     for path, moment, answer in said:
         status, body, header = say(archiving, path, as_of=moment)
         assert without_lag(status, body) == answer, (path, moment, body[:300])
@@ -176,6 +180,11 @@ def test_at_several_moments_each_view_answers_later_what_the_worker_said_then(
         client.at("2999-01-01T00:00:00Z").variables()
 
 
+def removed(worker: WorkerProcess) -> bool:
+    """The archive has dropped rows."""
+    return bool(worker.get("/status", headers=OPERATOR)["archive"].get("removed_rows"))
+
+
 def archiving_params(worker: WorkerProcess, path: str) -> set[str]:
     """Parameters of a view that are its own."""
     described = worker.get("/openapi.json", api="")["paths"]
@@ -189,10 +198,11 @@ def archiving_params(worker: WorkerProcess, path: str) -> set[str]:
 
 def test_another_tenants_token_sees_nothing_of_the_past(embedded: EmbeddedBroker, archiving: WorkerProcess) -> None:
     with SyncPublisher(embedded.bootstrap, source="test") as publisher:
-        for event in [*events(1), *events(1, "other")[:1]]:
+        made = [*events(1), *events(1, "other")[:1]]
+        for event in made:
             publisher.publish(event)
-        publisher.flush(20)
-    settle(archiving)
+        assert publisher.flush(20) == 0
+    settle(archiving, len(made))
     moment = now()
     assert say(archiving, "/agents/a1", as_of=moment)[0] == 200
     for path in ("/agents/a1", "/variables/vix", "/goals/g1"):

@@ -46,10 +46,11 @@ def test_the_present_settings_raise_again_what_the_worker_raised_and_changed_one
     embedded: EmbeddedBroker, archiving: WorkerProcess, tmp_path: Path
 ) -> None:
     with SyncPublisher(embedded.bootstrap, source="test") as publisher:
-        for event in [*history("acme", 1.0), *history("other", 9.0)]:
+        made = [*history("acme", 1.0), *history("other", 9.0)]
+        for event in made:
             publisher.publish(event)
-        publisher.flush(30)
-    settle(archiving)
+        assert publisher.flush(30) == 0
+    settle(archiving, len(made))
     told = archiving.get("/alerts", headers=TOKENS, state="all", limit=1000)["alerts"]
     rules = tmp_path / "rules.toml"
     rules.write_text("budget_daily_usd = 5\ntrust_low = 0.6\n")
