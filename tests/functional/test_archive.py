@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_used_is_said_and_waited_for(embedded: EmbeddedB
         assert status == 503 and "cannot be read" in found["detail"]
         worker.until(lambda: worker.get("/metrics/aggregate", metric="unknown")["lag"] == 0)
         place.unlink()
-        worker.until(lambda: worker.archived(1), timeout_s=30)
+        worker.until(lambda: worker.archived(1))
         assert worker.get("/metrics")["count"] == 1
         assert "archive: the archive waits" in worker.log.read_text()
     finally:

@@ -146,7 +146,7 @@ class Held:
         raise AssertionError(self.run.text)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_to_its_end_every_figure_holds_and_its_events_give_the_same_views_elsewhere(tmp_path: Path, started: list[Run]) -> None:
     started.append(run := Run(tmp_path, "--exit-when-done", "--web-port", str(port := free_port())))
     run.until(f"http://127.0.0.1:{port}", 60)
