@@ -65,7 +65,7 @@ def changelog_with_other_partitions(deployed: Deployment) -> None:
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_topics_that_differ_from_what_is_needed_are_refused(deploy: Deploy, prepare: Prepare, sentence: str, n: int) -> None:
     deployed = deploy(3)
     prepare(deployed)
@@ -84,7 +84,7 @@ def refused(done: subprocess.CompletedProcess[str], sentence: str, n: int = 1) -
         assert re.search(sentence, line), line
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_good_topics_are_not_refused(deploy: Deploy) -> None:
     done = deploy(3).check()
     assert (done.returncode, done.stdout, done.stderr) == (0, "all topics are as needed\n", "")
@@ -110,7 +110,7 @@ def ended(worker: WorkerProcess, timeout_s: float = 30) -> subprocess.CompletedP
     return subprocess.CompletedProcess("worker", worker.process.wait(timeout_s), worker.log.read_text(), "")
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(180)
 def test_a_source_topic_deleted_and_created_again_is_refused_at_start_and_the_way_out_works(deploy: Deploy) -> None:
     deployed = deploy(1)
     worker = deployed.worker()
@@ -126,18 +126,18 @@ def test_a_source_topic_deleted_and_created_again_is_refused_at_start_and_the_wa
     rebuilt = deployed.worker()
     rebuilt.until(lambda: rebuilt.get("/status")["counts"]["folded"] == 60)
     assert rebuilt.get("/costs")["total_micro_usd"] == 60_000_000
-    rebuilt.until(lambda: "cost.cumulative" in {a["rule"] for a in rebuilt.get("/alerts", state="open")["alerts"]}, 10)
+    rebuilt.until(lambda: "cost.cumulative" in {a["rule"] for a in rebuilt.get("/alerts", state="open")["alerts"]})
     assert deployed.replay()["equal"]
 
 
 @pytest.mark.parametrize("n", [10, 100], ids=["fewer_records", "more_records"])
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(180)
 def test_a_source_topic_deleted_and_created_again_stops_a_running_worker(deploy: Deploy, n: int) -> None:
     deployed = deploy(1)
     worker = deployed.worker()
     spend(deployed, range(40))
     worker.until(lambda: worker.get("/status")["counts"]["folded"] == 40)
-    until(lambda: deployed.committed().get((deployed.source("costs"), 0)) == 40, 10)
+    until(lambda: deployed.committed().get((deployed.source("costs"), 0)) == 40)
     deployed.recreate(deployed.source("costs"), 1)
     spend(deployed, range(n), "new")
     refused(ended(worker), DELETED)
@@ -147,7 +147,7 @@ def test_a_source_topic_deleted_and_created_again_stops_a_running_worker(deploy:
 # ---- a session that the broker refuses
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_a_session_longer_or_shorter_than_the_broker_allows_ends_the_worker_with_a_sentence(deploy: Deploy) -> None:
     deployed = deploy(1)
     node = deployed.admin.list_topics(timeout=10).controller_id

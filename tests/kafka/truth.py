@@ -164,7 +164,7 @@ def verify(workers: list[WorkerProcess], made: Load, settings: dict[str, Any]) -
             if level
         }
         worker.until(
-            lambda w=worker, e=expected: {a["rule"]: a["severity"] for a in w.get("/alerts", state="open", limit=1000)["alerts"] if a["rule"] in e} == e, 20
+            lambda w=worker, e=expected: {a["rule"]: a["severity"] for a in w.get("/alerts", state="open", limit=1000)["alerts"] if a["rule"] in e} == e
         )
     assert all(answer == answers[0] for answer in answers)
     words = [w for name, value in settings.items() if name != "partitions" for w in (f"--{name.replace('_', '-')}", str(value))]
