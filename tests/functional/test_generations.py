@@ -113,6 +113,7 @@ def test_a_rebuild_that_was_killed_goes_on_without_the_word_and_ends_with_the_sa
         after.until(lambda: len(generations(embedded)) == 2)
         after.kill()
         (tmp_path / "rest").touch()
+        del after.settings["rebuild"]
         after.start()
         after.until(lambda: after.absorbed(4000))
         assert after.get("/trust/model/m7")["observations"] == 40
