@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -60,7 +61,7 @@ class Truth:
         n: records on the log, of all tenants and of workers too.
         derived: those of them that the worker published.
         trust: (kind, id) -> [successes, failures] that the rules must give.
-        lines: (time, event as published) of producers.
+        lines: (time, event as published) of producers, in the order of time once it is counted.
     """
 
     n: int = 0
@@ -76,7 +77,7 @@ class Truth:
     lost: dict[str, bool] = field(default_factory=dict)
     verdicts: dict[tuple[str, str], tuple[str, bool]] = field(default_factory=dict)
     passed: dict[tuple[str, str], bool] = field(default_factory=dict)
-    lines: list[tuple[str, bytes]] = field(default_factory=list)
+    lines: list[tuple[datetime, bytes]] = field(default_factory=list)
 
     def read(self, raw: bytes) -> None:
         """Take one record of a source topic."""
@@ -85,13 +86,16 @@ class Truth:
         if "derivedfrom" in event:
             self.derived += 1
         elif event["tenant"] == TENANT:
-            self.lines.append((event.get("time", ""), raw))
+            self.lines.append((datetime.fromisoformat(event["time"]), raw))  # as text a whole second would come after its parts
 
     def count(self) -> None:
-        """Work through everything read, in the order of time."""
+        """Work through everything read, in the order of time; forecasts first, for the clock may have been set back before one was resolved."""
         self.lines.sort(key=lambda line: line[0])
-        for _, raw in self.lines:
-            event = json.loads(raw)
+        events = [json.loads(raw) for _, raw in self.lines]
+        for event in events:
+            if event["type"].startswith("forecast.issued."):
+                self._forecast_issued(event["data"])
+        for event in events:
             take = getattr(self, "_" + event["type"].rpartition(".")[0].replace(".", "_"), None)
             if take is not None:
                 take(event["data"])
