@@ -165,21 +165,15 @@ class Folder:
     def scan(self, place: Place | None = None) -> None:
         """Look what files there are, of one partition or of all, and take each range's furthest."""
         furthest: dict[tuple[str, int, int], tuple[int, str]] = {}
-        for entry in os.scandir(self.path):
-            named = NAME.fullmatch(entry.name)
-            if named is None:
-                continue
-            topic, partition, first, last = named[1], int(named[2]), int(named[3]), int(named[4])
-            if entry.path in self.retired:
-                continue
-            if named[5]:
+        for path, (topic, partition), first, last, broken in self._files():
+            if broken:
                 self.again.setdefault((topic, partition), set()).add(first)
                 continue
             if place is not None and (topic, partition) != place:
                 continue
             key = (topic, partition, first)
             if key not in furthest or last > furthest[key][0]:
-                furthest[key] = last, entry.path
+                furthest[key] = last, path
         known = {piece.path: piece for ranges in self.pieces.values() for piece in ranges.values()}
         described = self._described([path for _, path in furthest.values() if path not in known])
         found: dict[Place, dict[int, Piece]] = {}
@@ -197,6 +191,11 @@ class Folder:
                 self.pieces = found
             else:
                 self.pieces = {**self.pieces, place: found.get(place, {})}
+
+    def _files(self) -> list[tuple[str, Place, int, int, bool]]:
+        """Path, partition, first and last offset of every file that was not replaced, and whether it was put aside as broken."""
+        named = [(entry.path, NAME.fullmatch(entry.name)) for entry in os.scandir(self.path)]
+        return [(path, (m[1], int(m[2])), int(m[3]), int(m[4]), bool(m[5])) for path, m in named if m is not None and path not in self.retired]
 
     def _described(self, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
         """What files say of themselves; one that cannot be read is missing."""
@@ -319,12 +318,11 @@ class Folder:
             OSError: something could not be looked at or deleted.
         """
         known = {piece.path for piece in self.all()}
-        for entry in list(os.scandir(self.path)):
-            named = NAME.fullmatch(entry.name)
-            if named is not None and not named[5] and entry.path not in known and entry.path not in self.retired:
-                newer = self.pieces.get((named[1], int(named[2])), {}).get(int(named[3]))
-                if newer is not None and newer.last > int(named[4]) and _older(Path(newer.path), READ_S):
-                    Path(entry.path).unlink(missing_ok=True)
+        for path, place, first, last, broken in self._files():
+            if not broken and path not in known:
+                newer = self.pieces.get(place, {}).get(first)
+                if newer is not None and newer.last > last and _older(Path(newer.path), READ_S):
+                    Path(path).unlink(missing_ok=True)
 
     # ---- writing
 

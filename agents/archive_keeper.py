@@ -165,7 +165,7 @@ class Keeper:
         if found is None:
             topic, number = place
             found = Rows(topic, number, window=self.window, max_future_us=self.max_future_us)
-            end = self.tails[topic].ends[number]
+            end = self.end(place)
             since = end - self.window
             paths = [piece.path for piece in self.folder.of(topic) if piece.partition == number and since <= piece.last and piece.first < end]
             if paths:
@@ -179,6 +179,10 @@ class Keeper:
         return found
 
     # ---- taking in
+
+    def end(self, place: Place) -> int:
+        """Offset up to which (exclusive) a partition has been read."""
+        return self.tails[place[0]].ends[place[1]]
 
     def take(self, place: Place, records: Sequence[Any], end: int) -> None:
         """Enter the next records of a partition into the tail.

@@ -166,16 +166,16 @@ class Archivist:
             else:
                 got = await consumer.getmany(timeout_ms=500)
             n = 0
+            behind_gap = {tp: records[0].offset for tp, records in got.items() if records[0].offset > keeper.end(self.places[tp])}
             for tp, place in self.places.items():  # what is aborted, and control records, come to nobody
-                read_to = keeper.tails[place[0]].ends[place[1]]
-                if tp not in got and read_to < self.ends.get(place, 0) and place not in self.checks and await consumer.position(tp) > read_to:
-                    got[tp] = []
-            firsts = {tp: records[0].offset if records else await consumer.position(tp) for tp, records in got.items()}
-            behind_gap = [tp for tp, first in firsts.items() if first > keeper.tails[self.places[tp][0]].ends[self.places[tp][1]]]
-            starts = await consumer.beginning_offsets(behind_gap) if behind_gap else {}  # it may be control records alone
+                read_to = keeper.end(place)
+                if tp not in got and read_to < self.ends.get(place, 0) and place not in self.checks and (at := await consumer.position(tp)) > read_to:
+                    got[tp], behind_gap[tp] = [], at
+            starts = await consumer.beginning_offsets(list(behind_gap)) if behind_gap else {}  # it may be control records alone
             for tp, records in got.items():
                 place = self.places[tp]
-                keeper.pass_over(place, min(starts.get(tp, 0), firsts[tp]))
+                if tp in behind_gap:
+                    keeper.pass_over(place, min(starts[tp], behind_gap[tp]))
                 n += len(records)
                 if place in self.checks:
                     records = self._checked(place, records)

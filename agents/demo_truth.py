@@ -92,9 +92,7 @@ class Truth:
         """Work through everything read, in the order of time; forecasts first, for the clock may have been set back before one was resolved."""
         self.lines.sort(key=lambda line: line[0])
         events = [json.loads(raw) for _, raw in self.lines]
-        for event in events:
-            if event["type"].startswith("forecast.issued."):
-                self._forecast_issued(event["data"])
+        events.sort(key=lambda event: not event["type"].startswith("forecast.issued."))
         for event in events:
             take = getattr(self, "_" + event["type"].rpartition(".")[0].replace(".", "_"), None)
             if take is not None:

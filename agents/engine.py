@@ -430,8 +430,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         shard = self.shard(tp)
         if shard is None or self._dead or self._holds(shard):
             return  # what is dropped is fetched again
-        if (stopped_s := since_boot() - self._awake_at) > AIM_S and not self.embedded:
-            raise stood_still(stopped_s)
+        if (slept := self._slept()) is not None:
+            raise slept
         epoch, start, end, records = chunk
         done = self.core.chunk(shard, epoch, start, end, records)
         self.n["chunks"] += 1
@@ -901,16 +901,25 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     async def _stay_awake(self) -> None:
         """See whether this process was stopped, or the machine slept, for longer than half of the least lag.
 
-        What it has read of the changelogs may have been compacted into later rows by then, and others fold what it believes its own: nothing
-        that is in its memory goes on the log after that. Whoever supervises it starts it anew.
+        What it has read of the changelogs may have been compacted into later rows by then, and others fold what it believes its own: it folds
+        nothing more (what it had folded before may still be written) and ends. Whoever supervises it starts it anew.
         """
         self._awake_at = since_boot()
         while not self.should_stop:
-            if (stopped_s := since_boot() - self._awake_at) > AIM_S and not self.embedded:  # which compacts nothing, and has one worker
-                await self.crash(stood_still(stopped_s))
+            if (slept := self._slept()) is not None:
+                await self.crash(slept)
                 return
             self._awake_at = since_boot()
             await self.sleep(1.0)
+
+    def _slept(self) -> Stalled | None:
+        """Why it must end, if it was stopped for too long; the embedded broker compacts nothing and has one worker."""
+        seconds = since_boot() - self._awake_at
+        if seconds <= AIM_S or self.embedded:
+            return None
+        return Stalled(
+            f"this process was stopped for {seconds / 60:.0f} minutes; its tables may lack what was compacted meanwhile, so it ends, to be started anew"
+        )
 
     @Service.task
     async def _identify(self) -> None:
@@ -1054,10 +1063,6 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             return shard.next
         rows = shard.partition.spaces[IDS.index].get("", {}).values()
         return max(max((row.applied for row in rows), default=-1) + 1, self._passed.get(shard, 0))
-
-
-def stood_still(seconds: float) -> Stalled:
-    return Stalled(f"this process was stopped for {seconds / 60:.0f} minutes; its tables may lack what was compacted meanwhile, so it ends, to be started anew")
 
 
 def since_boot() -> float:

@@ -148,10 +148,13 @@ def tell(app: Any, settings: Any) -> None:
 
     stopping = asyncio.Event()
 
+    def ends() -> bool:
+        return stopping.is_set() or app.should_stop
+
     async def told() -> None:
-        while not (app.engine.ready or stopping.is_set() or app.should_stop):
+        while not (app.engine.ready or ends()):
             await app.engine.sleep(0.1)
-        if app.engine.ready and not (stopping.is_set() or app.should_stop):
+        if app.engine.ready and not ends():
             say(f"tables restored after {time.monotonic() - begun:.1f} s; Ctrl-C stops it")
 
     async def bye(*_: Any, **__: Any) -> None:

@@ -126,6 +126,12 @@ class Feed:
         return found
 
 
+def metric(n: int) -> dict[str, Any]:
+    """The n-th metric, of one of seven models."""
+    data = {"metric_type": "t", "value": n, "model": f"m{n % 7}"}
+    return {"id": f"e{n}", "type": "metric.recorded.v1", "time": "2026-03-02T00:00:00Z", "data": data}
+
+
 def metrics(n: int, seed: int, tenants: Iterable[str] = ("default", "other")) -> list[dict[str, Any]]:
     """Random metrics with repeated ids, equal times, late ones and awkward names."""
     rng = random.Random(seed)

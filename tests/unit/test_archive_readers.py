@@ -14,14 +14,9 @@ from agents import archive_files, sandbox
 from agents.archive_keeper import Keeper
 from agents.archive_read import NEWEST, Asked, Snapshot, read
 
-from ..archive_feed import Feed
+from ..archive_feed import Feed, metric
 
 COUNT = "SELECT count(*) AS n FROM events"
-
-
-def metric(n: int) -> dict[str, Any]:
-    data = {"metric_type": "t", "value": n, "model": f"m{n % 7}"}
-    return {"id": f"e{n}", "type": "metric.recorded.v1", "time": "2026-03-02T00:00:00Z", "data": data}
 
 
 def counted(feed: Feed) -> int:

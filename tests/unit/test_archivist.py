@@ -14,7 +14,7 @@ from agents.archivist import Archivist
 from streams.client import Answer, Client
 from streams.errors import PulsefoldError
 
-from ..archive_feed import SETTINGS, Feed
+from ..archive_feed import SETTINGS, Feed, metric
 
 
 class Ends:
@@ -27,8 +27,13 @@ class Ends:
         return {tp: len(self.feed.log[(tp.topic, tp.partition)]) for tp in partitions}
 
 
-def metric(n: int) -> dict[str, Any]:
-    return {"id": f"e{n}", "type": "metric.recorded.v1", "time": "2026-03-02T00:00:00Z", "data": {"metric_type": "t", "value": n, "model": "m"}}
+def archivist_over(feed: Feed, consumer: Ends) -> tuple[Archivist, list[dict[str, Any]]]:
+    """One that has read what the feed took, and what it answers."""
+    answers: list[dict[str, Any]] = []
+    made = Archivist(SETTINGS, answers.append)
+    made.keeper, made.consumer, made.problem = feed.keeper, cast("Any", consumer), None
+    made.places = {TopicPartition(*place): place for place in feed.log}
+    return made, answers
 
 
 @pytest.mark.parametrize(("reads_s", "cursor", "there", "lag"), [(0.2, None, 30, 0), (0.2, "the last page's", 10, 20), (60.0, None, 10, 20)])
@@ -39,10 +44,7 @@ def test_a_log_to_be_folded_again_has_what_was_on_the_log_when_it_was_asked_for_
     feed = Feed(tmp_path)
     feed.send(*(metric(n) for n in range(10)))
     feed.take()
-    answers: list[dict[str, Any]] = []
-    asked = Archivist(SETTINGS, answers.append)
-    asked.keeper, asked.consumer, asked.problem = feed.keeper, Ends(feed), None
-    asked.places = {TopicPartition(*place): place for place in feed.log}
+    asked, answers = archivist_over(feed, Ends(feed))
 
     async def run() -> None:
         params = {"limit": 10, "format": "ndjson", "cursor": None}
@@ -123,10 +125,7 @@ def test_without_kafka_the_log_is_answered_from_files_with_the_lag_last_known_an
     feed = Feed(tmp_path)
     feed.send(*(metric(n) for n in range(10)))
     feed.take()
-    answers: list[dict[str, Any]] = []
-    asked = Archivist(SETTINGS, answers.append)
-    asked.keeper, asked.consumer, asked.problem = feed.keeper, Gone(feed), None
-    asked.places = {TopicPartition(*place): place for place in feed.log}
+    asked, answers = archivist_over(feed, Gone(feed))
     asked.ends = {("training", 0): 1000}
     params = {"limit": 100, "format": "ndjson", "cursor": None}
     asyncio.run(asyncio.wait_for(asked.answer({"id": 1, "op": op, "tenant": "default", "params": params}), 10))
@@ -138,10 +137,7 @@ def test_without_kafka_the_log_is_answered_from_files_with_the_lag_last_known_an
 
 def test_who_asks_while_the_archive_begins_anew_is_told_to_ask_again(tmp_path: Path) -> None:
     feed = Feed(tmp_path)
-    answers: list[dict[str, Any]] = []
-    asked = Archivist(SETTINGS, answers.append)
-    asked.keeper, asked.consumer, asked.problem = feed.keeper, Ends(feed), None
-    asked.places = {TopicPartition(*place): place for place in feed.log}
+    asked, answers = archivist_over(feed, Ends(feed))
 
     async def run() -> None:
         asking = asyncio.create_task(asked.answer({"id": 1, "op": "log", "tenant": "default", "params": {"limit": 9, "format": "json", "cursor": None}}))
