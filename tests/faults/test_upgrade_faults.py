@@ -15,7 +15,7 @@ import pytest
 from streams.topics import SOURCE_TOPICS
 
 from ..kafka.deployment import stopped
-from ..kafka.truth import PARTITIONS, body
+from ..kafka.truth import PARTITIONS, body, home
 from ..workers import WorkerProcess
 from .scene import STAMP, Scene
 
@@ -160,7 +160,7 @@ def test_a_worker_sleeps_through_the_build_and_the_swap(scene: Scene, monkeypatc
 
 
 def test_a_worker_sleeps_through_the_swap_with_alerts_by_the_former_settings_in_its_hands(scene: Scene, tmp_path: Path) -> None:
-    deployed, gates = scene.deployed, [tmp_path / "first", tmp_path / "second"]
+    deployed, gates, hands = scene.deployed, [tmp_path / "first", tmp_path / "second"], tmp_path / "hands"
     deployed.settings["trust_low"] = 0.4
     before = scene.worker()
     scene.send(failures(0, 19))
@@ -168,7 +168,7 @@ def test_a_worker_sleeps_through_the_swap_with_alerts_by_the_former_settings_in_
     scene.left.add(before)
     assert before.stop() in (0, -15)
     deployed.settings["trust_low"] = 0.01
-    sleeper, other = scene.worker(f"holding:alerts,gated:{gates[0]}", start=False), scene.worker(f"gated:{gates[1]}", start=False)
+    sleeper, other = scene.worker(f"holding:{hands},gated:{gates[0]}", start=False), scene.worker(f"gated:{gates[1]}", start=False)
     for worker in (sleeper, other):
         worker.settings |= {"rebuild": "on", "session_timeout_s": 20}
         worker.start()
@@ -176,13 +176,17 @@ def test_a_worker_sleeps_through_the_swap_with_alerts_by_the_former_settings_in_
     mine, judgments = owned(sleeper), deployed.source("judgments")
     gates[0].touch()
     eventually(lambda: all(p["folded"] == p["to_fold"] for p in build(other)["partitions"] if p["topic"] == judgments and p["partition"] in mine), "its half")
+    held = sum(home(key) in mine for key in KEYS)
+    hands.write_text(str(held))
     sleeper.signal(signal.SIGHUP)
     scene.send(failures(19, 20))
     eventually(lambda: stopped(sleeper), "the sleep")
+    eventually(lambda: len(scene.told()) == len(KEYS) - held, "what the other one opened")
     gates[1].touch()
     eventually(lambda: build(other)["state"] == "swapped", "the swap", 19)
     eventually(lambda: len(owned(other)) == PARTITIONS and other.absorbed(), "what the sleeper had")
-    assert len(scene.told()) < 2 * len(KEYS), "the sleeper has nothing in its hands"
+    eventually(lambda: len(scene.told()) == 2 * (len(KEYS) - held), "what it resolved")
+    assert held, "the sleeper has nothing in its hands"
     sleeper.signal(signal.SIGCONT)
     scene.watch()
     for key in KEYS:

@@ -110,19 +110,25 @@ def halfway(file: str) -> None:
     rebuild.Rebuild._fetch = waiting  # type: ignore[method-assign]  # that is the fault
 
 
-def holding(topic: str) -> None:
-    """On SIGHUP the process stops itself (SIGSTOP) with records of an output topic in its hands, just before it would send them."""
-    asked = []
-    signal.signal(signal.SIGHUP, lambda *_: asked.append(True))
-    publish = engine.Engine._publish
+def holding(file: str) -> None:
+    """On SIGHUP nothing is written until as many alerts as the file says are folded; with all of them in its hands, just before it would send
+    the first, the process stops itself (SIGSTOP)."""
+    asked: list[int] = []
+    signal.signal(signal.SIGHUP, lambda *_: asked.append(int(Path(file).read_text())))
+    flush, publish = engine.Engine._flush_all, engine.Engine._publish
+
+    async def late(self: engine.Engine) -> int:
+        while asked and sum(out.topic == "alerts" for shard in self.core.shards.values() for out in shard.partition.outputs) < asked[0]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return await flush(self)
 
     async def held(self: engine.Engine, outputs: Any) -> None:
-        if asked and any(out.topic == topic for out in outputs):
+        if asked:
             asked.clear()
             os.kill(os.getpid(), signal.SIGSTOP)
         await publish(self, outputs)
 
-    engine.Engine._publish = held  # type: ignore[method-assign]  # that is the fault
+    engine.Engine._flush_all, engine.Engine._publish = late, held  # type: ignore[method-assign]  # that is the fault
 
 
 def dying(folder: str) -> None:
