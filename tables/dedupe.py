@@ -35,12 +35,15 @@ SLICE = 1024
 """Offsets that are looked up at once, at most; more of them are not quicker, and take more memory at a time."""
 FEW = 24
 """Records up to which one by one is quicker than all at once."""
+FURTHEST = 2**31 - 1
+"""Greatest mark that chains can hold."""
 METRIC = 0x80
 WIDTH = 17
 digest_of = xxh3_128_digest
 unpack = struct.Struct("=QQ").unpack
 
 Offsets = NDArray[np.int64]
+Marks = NDArray[np.int32]
 Digests = NDArray[np.uint64]
 """A row of two numbers an id."""
 
@@ -61,22 +64,26 @@ class Chains:
     Args:
         window: W, in offsets.
 
+    Offsets are kept as marks of half their size, which count from 1 at `base`; it moves on before they become too great. 0 is none.
+
     Attributes:
-        heads: newest offset of each hash slot.
-        before: by offset modulo the ring's size, the offset before it in the same slot.
+        base: a multiple of the ring's size.
+        heads: newest mark of each hash slot.
+        before: by offset modulo the ring's size, the mark before it in the same slot.
         digests: of the ids, likewise. The ring is a slice longer than the window, so a slice overwrites nothing that one of
             its records may look for.
     """
 
-    __slots__ = ("before", "digests", "heads", "mask", "ring", "window")
+    __slots__ = ("base", "before", "digests", "heads", "mask", "ring", "window")
 
     def __init__(self, window: int) -> None:
         self.window = window
         self.ring = window + SLICE
         slots = 1 << (2 * window - 1).bit_length()
         self.mask = np.uint64(slots - 1)
-        self.heads: Offsets = np.zeros(slots, np.int64)  # offset + 1; pages that nobody touches take no memory
-        self.before: Offsets = np.zeros(self.ring, np.int64)
+        self.base = 0
+        self.heads: Marks = np.zeros(slots, np.int32)  # pages that nobody touches take no memory
+        self.before: Marks = np.zeros(self.ring, np.int32)
         self.digests: Digests = np.zeros((self.ring, 2), np.uint64)
 
     def note(self, offsets: Offsets, digests: Digests) -> list[int]:
@@ -90,20 +97,32 @@ class Chains:
         begin = 0
         while begin < len(offsets):
             end = int(np.searchsorted(offsets, offsets[begin] + SLICE))
-            found += [begin + index for index in self._note(offsets[begin:end], digests[begin:end])]
+            if offsets[end - 1] - self.base >= FURTHEST:
+                self._move_on(int(offsets[begin]))
+            found += [begin + index for index in self._note(offsets[begin:end] - self.base, digests[begin:end])]
             begin = end
         return found
+
+    def _move_on(self, offset: int) -> None:
+        """Count from an offset before which nobody asks for anything any more; what is noted next is at this offset or after it."""
+        base = (offset - self.window) // self.ring * self.ring
+        for marks in (self.heads, self.before):
+            marks[:] = np.maximum(marks.astype(np.int64) - (base - self.base), 0)
+        self.base = base
 
     def note_one(self, offset: int, digest: bytes) -> bool:
         """Enter an id; whether it occurred within the window before."""
         first, second = unpack(digest)
-        slot, place = first & int(self.mask), offset % self.ring
+        if offset - self.base >= FURTHEST:
+            self._move_on(offset)
+        at = offset - self.base
+        slot, place = first & int(self.mask), at % self.ring
         mark: int = self.heads.item(slot)
-        self.heads[slot] = offset + 1
+        self.heads[slot] = at + 1
         self.before[place] = mark
         self.digests[place, 0] = first
         self.digests[place, 1] = second
-        floor = max(offset + 1 - self.window, 1)
+        floor = max(at + 1 - self.window, 1)
         while mark >= floor:
             place = (mark - 1) % self.ring
             if self.digests.item(place, 0) == first and self.digests.item(place, 1) == second:
@@ -112,10 +131,10 @@ class Chains:
         return False
 
     def _note(self, offsets: Offsets, digests: Digests) -> list[int]:
-        """`note` for offsets that span less than `SLICE`."""
+        """`note` for offsets, counted from `base`, that span less than `SLICE`."""
         slots = (digests[:, 0] & self.mask).astype(np.intp)
         marks = offsets + 1
-        previous = self.heads[slots]
+        previous = self.heads[slots].astype(np.int64)
         if len(offsets) > 1:
             order = np.argsort(slots, kind="stable")
             sorted_slots = slots[order]
@@ -137,7 +156,7 @@ class Chains:
         """Those of the indices whose digest is in their chain: all chains are walked at once, a link a step.
 
         Args:
-            marks: where each chain begins: an offset + 1.
+            marks: where each chain begins.
             floors: marks below these are not in the window.
         """
         found: list[int] = []
@@ -147,7 +166,7 @@ class Chains:
             met = same[:, 0] & same[:, 1]
             if met.any():
                 found += suspects[met].tolist()
-            marks = self.before[places]
+            marks = self.before[places].astype(np.int64)
             on = np.flatnonzero((marks >= floors) & ~met)
             suspects, marks, floors, digests = suspects[on], marks[on], floors[on], digests[on]
         return sorted(found)

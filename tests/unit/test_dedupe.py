@@ -91,17 +91,25 @@ def test_a_redriven_record_is_known_by_where_it_comes_from() -> None:
     assert (p.counters().folded, p.counters().duplicate) == (2, 2)
 
 
-@given(st.lists(st.tuples(st.integers(1, 90), st.integers(0, 6)), min_size=1, max_size=300), st.integers(1, 40))
-def test_chains_find_what_occurred_within_the_window(steps: list[tuple[int, int]], size: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(0, 6)), min_size=1, max_size=300),
+    st.integers(1, 40),
+    st.sampled_from([0, 2**31 - 5000, 2**40 + 7]),
+    st.booleans(),
+)
+def test_chains_find_what_occurred_within_the_window(steps: list[tuple[int, int]], size: int, start: int, alone: bool) -> None:
     import numpy as np
 
-    offsets = np.cumsum([step for step, _ in steps]).tolist()
+    offsets = (start + np.cumsum([step for step, _ in steps])).tolist()
     names = [number for _, number in steps]
     chains, found = Chains(WINDOW), []
     for begin in range(0, len(names), size):
         at = np.array(offsets[begin : begin + size], np.int64)
         digests = np.array([[number % 3, number] for number in names[begin : begin + size]], np.uint64)  # some share a slot
-        found += [offsets[begin + index] for index in chains.note(at, digests)]
+        if alone and begin % 2:
+            found += [offset for offset, digest in zip(at.tolist(), digests, strict=True) if chains.note_one(offset, digest.tobytes())]
+        else:
+            found += [offsets[begin + index] for index in chains.note(at, digests)]
     last: dict[int, int] = {}
     wanted = []
     for offset, number in zip(offsets, names, strict=True):
