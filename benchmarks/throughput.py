@@ -220,7 +220,7 @@ def worker(bootstrap: str, prefix: str, total: int, port: int) -> dict[str, floa
             if records and not begun:
                 begun, first = time.perf_counter(), int(records)
             elif records > first:  # asked seldom until the end is near: an answer costs the worker some milliseconds
-                pause = max(0.05, (total - records) / (records - first) * (time.perf_counter() - begun) * 0.7)
+                pause = min(1.0, max(0.05, (total - records) / (records - first) * (time.perf_counter() - begun) * 0.7))
             if records >= total and value_of(text, "pulsefold_undurable_records") == 0:
                 took = time.perf_counter() - begun
                 break
