@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from agents.core import BUILT, SCHEMA, SERVED, TOLD
+from agents.core import AT, BUILT, SCHEMA, SERVED, TOLD
 from tables.partition import HEAD
 
 UNVERSIONED = (SCHEMA.encode() + b"|", SERVED, TOLD.encode() + b".", BUILT.encode() + b".")
 """Beginnings of changelog keys that are no rows."""
+KEPT = TOLD.encode() + b"."
+"""What is told of alerts: an older one that comes late is put right by whoever reads it, as a row is."""
 first_of = itemgetter(0)
 offset_of = attrgetter("offset")
 
@@ -60,7 +62,8 @@ class Broker:
         log: records; what retention removed is still here, below `start`.
         gone: [start, end) of what was removed before anybody had folded it.
         changelog: (offset, key, value).
-        newest, graves: changelog key -> highest version that was ever appended, of any row and of graves.
+        newest, graves: changelog key -> highest version that was ever appended, of any row and of graves; of what is told of alerts its offset, since
+            that was ended last.
         buried: (generation, tenant) -> highest version of a grave.
         highest, whole: version of the newest row or output, and of the newest of the rows that are written last: below it everything is durable.
         committed: the group's offset.
@@ -107,6 +110,11 @@ class Broker:
                 place = buried_of(key)
                 self.buried[place] = max(version, self.buried.get(place, -1))
                 self.graves[key] = max(version, self.graves.get(key, -1))
+        elif key.startswith(KEPT):
+            if value is None:
+                self.newest.pop(key, None)
+            else:
+                self.newest[key] = max(AT.unpack_from(value)[0], self.newest.get(key, -1))
         self.changelog.append((self.changelog_end, key, value))
         self.changelog_end += 1
 
@@ -135,7 +143,9 @@ class Broker:
         self.changelog[:below] = [record for record in head if record[1] in kept or last[record[1]] is record]
 
     def is_newest(self, key: bytes, value: bytes | None) -> bool:
-        """Whether a value is the row of the highest version that was ever appended, or the tombstone of its grave."""
+        """Whether a value is the row of the highest version that was ever appended, or the tombstone of its grave; of what is told, nothing older."""
+        if key.startswith(KEPT):
+            return value is None or AT.unpack_from(value)[0] == self.newest[key]
         if key.startswith(UNVERSIONED):
             return True
         if value is None:

@@ -311,6 +311,8 @@ class Upgraded(World):
             for worker in self.workers:
                 truth.check_end(worker.shard(n).partition, worker.name)
             truth.check_kept()
+            marks = [value for _, key, value in broker.changelog if key == told_key(MINE, MARK)]
+            assert not marks or marks[-1] is None or AT.unpack_from(marks[-1])[0] >= 0, f"partition {n}: who starts next compares again"
             former.advance(broker.end)
             false = broker.published - truth.known - former.known
             assert not false, f"partition {n}: outputs false {sorted(false)[:2]}"
