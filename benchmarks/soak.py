@@ -7,7 +7,7 @@ the events brings a key that nobody has seen (1 %), and one in which none does. 
 Everything that is bounded has to be full before a slope means anything: dedupe windows, rings, windows of days. So
 event time moves on 20 s an event (5 million are three years, and the longest window, 400 days, is full after a third), and slopes are taken of the second half.
 
-The files beside this one are of an earlier run with 100 names of each kind, of which the second was stopped after 1.2 million events: see docs/bounds.md.
+The files beside this one are of a whole run with ``--in-process``; what they show is in docs/bounds.md.
 
 Writes benchmarks/soak.csv (run, events, seconds, rss_mb, rows, new_keys) and benchmarks/soak.svg.
 """
