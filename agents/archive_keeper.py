@@ -398,7 +398,7 @@ class Keeper:
 
     def lag(self, ends: Mapping[Place, int]) -> int:
         """Records on the log that are not read yet."""
-        return sum(max(0, end - self.tails[topic].ends[number]) for (topic, number), end in ends.items())
+        return sum(max(0, end - self.end(place)) for place, end in ends.items())
 
     def state(self, ends: Mapping[Place, int]) -> dict[str, Any]:
         """For /status."""

@@ -172,10 +172,10 @@ class Archivist:
                 if tp not in got and read_to < self.ends.get(place, 0) and place not in self.checks and (at := await consumer.position(tp)) > read_to:
                     got[tp], behind_gap[tp] = [], at
             starts = await consumer.beginning_offsets(list(behind_gap)) if behind_gap else {}  # it may be control records alone
+            for tp, first in behind_gap.items():
+                keeper.pass_over(self.places[tp], min(starts[tp], first))
             for tp, records in got.items():
                 place = self.places[tp]
-                if tp in behind_gap:
-                    keeper.pass_over(place, min(starts[tp], behind_gap[tp]))
                 n += len(records)
                 if place in self.checks:
                     records = self._checked(place, records)

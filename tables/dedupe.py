@@ -134,7 +134,7 @@ class Chains:
         """`note` for offsets, counted from `base`, that span less than `SLICE`."""
         slots = (digests[:, 0] & self.mask).astype(np.intp)
         marks = offsets + 1
-        previous = self.heads[slots].astype(np.int64)
+        previous = self.heads[slots]
         if len(offsets) > 1:
             order = np.argsort(slots, kind="stable")
             sorted_slots = slots[order]
@@ -152,7 +152,7 @@ class Chains:
             return []
         return self._occurred(suspects, previous[suspects], floors[suspects], digests[suspects])
 
-    def _occurred(self, suspects: Offsets, marks: Offsets, floors: Offsets, digests: Digests) -> list[int]:
+    def _occurred(self, suspects: Offsets, marks: Marks, floors: Offsets, digests: Digests) -> list[int]:
         """Those of the indices whose digest is in their chain: all chains are walked at once, a link a step.
 
         Args:
@@ -166,7 +166,7 @@ class Chains:
             met = same[:, 0] & same[:, 1]
             if met.any():
                 found += suspects[met].tolist()
-            marks = self.before[places].astype(np.int64)
+            marks = self.before[places]
             on = np.flatnonzero((marks >= floors) & ~met)
             suspects, marks, floors, digests = suspects[on], marks[on], floors[on], digests[on]
         return sorted(found)

@@ -177,6 +177,7 @@ def test_a_worker_sleeps_through_the_swap_with_alerts_by_the_former_settings_in_
     gates[0].touch()
     eventually(lambda: all(p["folded"] == p["to_fold"] for p in build(other)["partitions"] if p["topic"] == judgments and p["partition"] in mine), "its half")
     held = sum(home(key) in mine for key in KEYS)
+    assert held, "the sleeper has nothing in its hands"
     hands.write_text(str(held))
     sleeper.signal(signal.SIGHUP)
     scene.send(failures(19, 20))
@@ -186,7 +187,6 @@ def test_a_worker_sleeps_through_the_swap_with_alerts_by_the_former_settings_in_
     eventually(lambda: build(other)["state"] == "swapped", "the swap", 19)
     eventually(lambda: len(owned(other)) == PARTITIONS and other.absorbed(), "what the sleeper had")
     eventually(lambda: len(scene.told()) == 2 * (len(KEYS) - held), "what it resolved")
-    assert held, "the sleeper has nothing in its hands"
     sleeper.signal(signal.SIGCONT)
     scene.watch()
     for key in KEYS:

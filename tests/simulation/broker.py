@@ -11,10 +11,10 @@ from typing import NamedTuple
 from agents.core import AT, BUILT, SCHEMA, SERVED, TOLD
 from tables.partition import HEAD
 
-UNVERSIONED = (SCHEMA.encode() + b"|", SERVED, TOLD.encode() + b".", BUILT.encode() + b".")
-"""Beginnings of changelog keys that are no rows."""
 KEPT = TOLD.encode() + b"."
-"""What is told of alerts: an older one that comes late is put right by whoever reads it, as a row is."""
+"""Beginning of changelog keys of what is told of alerts: an older one that comes late is put right by whoever reads it, as a row is."""
+UNVERSIONED = (SCHEMA.encode() + b"|", SERVED, KEPT, BUILT.encode() + b".")
+"""Beginnings of changelog keys that are no rows."""
 first_of = itemgetter(0)
 offset_of = attrgetter("offset")
 
