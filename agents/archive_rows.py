@@ -163,6 +163,31 @@ class Batch:
     cleared: dict[str, int] = field(default_factory=dict)
 
 
+class Ids(Chains):
+    """Chains that keep the whole digests themselves: here are no rows that have them.
+
+    Args:
+        window: in offsets.
+    """
+
+    __slots__ = ("kept",)
+
+    def __init__(self, window: int) -> None:
+        super().__init__(window, lambda offset, digest: self.kept[offset % self.ring].tobytes() == digest)
+        self.kept = np.zeros((self.ring, 4), np.uint32)
+
+    def occurred(self, offsets: Sequence[int], names: Sequence[str]) -> list[int]:
+        """Enter names of at most `SLICE` records; returns the indices of those that occurred within the window before."""
+        if not offsets:
+            return []
+        at = np.array(offsets, dtype=np.int64)
+        digests = np.frombuffer(b"".join([digest_of(name) for name in names]), np.uint32).reshape(-1, 4)
+        found = self.note(at, digests)
+        near = at > at[-1] - self.ring  # one a place
+        self.kept[at[near] % self.ring] = digests[near]
+        return found
+
+
 class Rows:
     """Makes the rows of one partition, in offset order.
 
@@ -177,8 +202,8 @@ class Rows:
         self.partition = partition
         self.window = window
         self.max_future_us = max_future_us
-        self.ids = Chains(window)
-        self.metrics = Chains(window)
+        self.ids = Ids(window)
+        self.metrics = Ids(window)
 
     def remember(self, rows: Sequence[tuple[int, str, str, str | None, str | None]]) -> None:
         """Enter ids that occurred before, from the archive.
@@ -188,9 +213,9 @@ class Rows:
         """
         for begin in range(0, len(rows), SLICE):
             part = rows[begin : begin + SLICE]
-            self._note(self.ids, [row[0] for row in part], [f"redriven\0{row[3]}" if row[3] else f"{row[1]}\0{row[2]}" for row in part])
+            self.ids.occurred([row[0] for row in part], [f"redriven\0{row[3]}" if row[3] else f"{row[1]}\0{row[2]}" for row in part])
             metrics = [(row[0], f"{row[1]}\0{row[4]}") for row in part if row[4] is not None]
-            self._note(self.metrics, [offset for offset, _ in metrics], [name for _, name in metrics])
+            self.metrics.occurred([offset for offset, _ in metrics], [name for _, name in metrics])
 
     def make(self, records: Sequence[Record]) -> Batch:
         """Rows of the next records, one each."""
@@ -296,17 +321,10 @@ class Rows:
             if event.data.__class__ is MetricRecorded:
                 metric_at.append(at)
                 metrics.append(f"{event.tenant}\0{event.data.metric_id or event.id}")  # type: ignore[union-attr]  # a metric's data
-        for index in self._note(self.ids, [records[at].offset for at in there], names):
+        for index in self.ids.occurred([records[at].offset for at in there], names):
             duplicate[there[index]] = True
-        for index in self._note(self.metrics, [records[at].offset for at in metric_at], metrics):
+        for index in self.metrics.occurred([records[at].offset for at in metric_at], metrics):
             duplicate[metric_at[index]] = True
-
-    @staticmethod
-    def _note(chains: Chains, offsets: Sequence[int], names: Sequence[str]) -> list[int]:
-        if not offsets:
-            return []
-        digests = np.frombuffer(b"".join([digest_of(name) for name in names]), np.uint64).reshape(-1, 2)
-        return chains.note(np.array(offsets, dtype=np.int64), digests)
 
 
 def _texts(column: Sequence[str]) -> NDArray[Any]:

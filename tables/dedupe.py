@@ -5,8 +5,8 @@ digest; the highest bit of the place tells a metric_id). The segments are rows l
 and a failover reads nothing again.
 
 Only an owner builds the look-up table: hash chains as in LZ77, kept in flat arrays and asked for a slice of records at once.
-Nothing is ever removed from it: what lies behind the window is passed over, and its place is overwritten. It takes about 28
-bytes an id; a dictionary of digests takes 130.
+Nothing is ever removed from it: what lies behind the window is passed over, and its place is overwritten. It takes 16 bytes an
+id beside the rows, which have the whole digest; a dictionary of digests takes 130.
 
 The digest is XXH3-128 with a seed made of the source topic's identity, so that ids which collide cannot be prepared by
 somebody who only sees the HTTP interface; tenant and id both enter it.
@@ -15,7 +15,8 @@ somebody who only sees the HTTP interface; tenant and id both enter it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,12 +41,12 @@ FURTHEST = 2**31 - 1
 METRIC = 0x80
 WIDTH = 17
 digest_of = xxh3_128_digest
-unpack = struct.Struct("=QQ").unpack
+unpack = struct.Struct("=II8x").unpack
 
 Offsets = NDArray[np.int64]
 Marks = NDArray[np.int32]
-Digests = NDArray[np.uint64]
-"""A row of two numbers an id."""
+Digests = NDArray[np.uint32]
+"""A row of four numbers an id."""
 
 
 class Segment(msgspec.Struct, array_like=True):
@@ -63,6 +64,8 @@ class Chains:
 
     Args:
         window: W, in offsets.
+        same: (offset, digest) -> whether the id entered there has that digest. Chains keep a part of each, and ask where that part is
+            equal; never about what is being entered at the moment.
 
     Offsets are kept as marks of half their size, which count from 1 at `base`; it moves on before they become too great. 0 is none.
 
@@ -70,21 +73,22 @@ class Chains:
         base: a multiple of the ring's size.
         heads: newest mark of each hash slot.
         before: by offset modulo the ring's size, the mark before it in the same slot.
-        digests: of the ids, likewise. The ring is a slice longer than the window, so a slice overwrites nothing that one of
+        tags: a quarter of the digests, likewise. The ring is a slice longer than the window, so a slice overwrites nothing that one of
             its records may look for.
     """
 
-    __slots__ = ("base", "before", "digests", "heads", "mask", "ring", "window")
+    __slots__ = ("base", "before", "heads", "mask", "ring", "same", "tags", "window")
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, same: Callable[[int, bytes], bool]) -> None:
         self.window = window
+        self.same = same
         self.ring = window + SLICE
         slots = 1 << (2 * window - 1).bit_length()
-        self.mask = np.uint64(slots - 1)
+        self.mask = np.uint32(slots - 1)
         self.base = 0
         self.heads: Marks = np.zeros(slots, np.int32)  # pages that nobody touches take no memory
         self.before: Marks = np.zeros(self.ring, np.int32)
-        self.digests: Digests = np.zeros((self.ring, 2), np.uint64)
+        self.tags: Digests = np.zeros(self.ring, np.uint32)
 
     def note(self, offsets: Offsets, digests: Digests) -> list[int]:
         """Enter ids; returns the indices of those that occurred within the window before.
@@ -93,13 +97,21 @@ class Chains:
             offsets: rising, above all entered before.
             digests: one an offset.
         """
+
+        def same(index: int, offset: int) -> bool:
+            if offset < offsets[0]:
+                return self.same(offset, digests[index].tobytes())
+            return bool((digests[np.searchsorted(offsets, offset)] == digests[index]).all())
+
         found = []
         begin = 0
         while begin < len(offsets):
-            end = int(np.searchsorted(offsets, offsets[begin] + SLICE))
+            end = len(offsets) if offsets[-1] - offsets[begin] < SLICE else int(np.searchsorted(offsets, offsets[begin] + SLICE))
             if offsets[end - 1] - self.base >= FURTHEST:
                 self._move_on(int(offsets[begin]))
-            found += [begin + index for index in self._note(offsets[begin:end] - self.base, digests[begin:end])]
+            suspects, marks = self._enter((offsets[begin:end] - self.base).astype(np.int32), digests[begin:end])
+            if len(suspects):
+                found += self._occurred(suspects + begin, marks, offsets, digests, same)
             begin = end
         return found
 
@@ -110,9 +122,13 @@ class Chains:
             marks[:] = np.maximum(marks.astype(np.int64) - (base - self.base), 0)
         self.base = base
 
-    def note_one(self, offset: int, digest: bytes) -> bool:
-        """Enter an id; whether it occurred within the window before."""
-        first, second = unpack(digest)
+    def note_one(self, offset: int, digest: bytes, fresh: Mapping[int, bytes]) -> bool:
+        """Enter an id; whether it occurred within the window before.
+
+        Args:
+            fresh: digests by offset that `same` does not know yet.
+        """
+        first, tag = unpack(digest)
         if offset - self.base >= FURTHEST:
             self._move_on(offset)
         at = offset - self.base
@@ -120,55 +136,73 @@ class Chains:
         mark: int = self.heads.item(slot)
         self.heads[slot] = at + 1
         self.before[place] = mark
-        self.digests[place, 0] = first
-        self.digests[place, 1] = second
+        self.tags[place] = tag
         floor = max(at + 1 - self.window, 1)
         while mark >= floor:
             place = (mark - 1) % self.ring
-            if self.digests.item(place, 0) == first and self.digests.item(place, 1) == second:
-                return True
+            if self.tags.item(place) == tag:
+                known = fresh.get(self.base + mark - 1)
+                if known == digest or (known is None and self.same(self.base + mark - 1, digest)):
+                    return True
             mark = self.before.item(place)
         return False
 
-    def _note(self, offsets: Offsets, digests: Digests) -> list[int]:
-        """`note` for offsets, counted from `base`, that span less than `SLICE`."""
+    def _enter(self, offsets: Marks, digests: Digests) -> tuple[Offsets, Marks]:
+        """Enter ids of offsets, counted from `base`, that span less than `SLICE`.
+
+        Returns:
+            Indices of those whose slot has somebody within their window, and the newest mark of each there.
+        """
         slots = (digests[:, 0] & self.mask).astype(np.intp)
         marks = offsets + 1
         previous = self.heads[slots]
-        if len(offsets) > 1:
-            order = np.argsort(slots, kind="stable")
-            sorted_slots = slots[order]
-            same = np.flatnonzero(sorted_slots[1:] == sorted_slots[:-1])
-            if len(same):
-                previous[order[same + 1]] = marks[order[same]]
-        places = offsets % self.ring
-        self.before[places] = previous
-        self.digests[places] = digests
         self.heads[slots] = marks
-        floors = marks - self.window
-        np.maximum(floors, 1, out=floors)
-        suspects = np.flatnonzero(previous >= floors)
-        if not len(suspects):
-            return []
-        return self._occurred(suspects, previous[suspects], floors[suspects], digests[suspects])
+        shared = np.flatnonzero(self.heads[slots] != marks)
+        if len(shared):
+            self._chain(slots, marks, previous, shared.tolist())
+        first = int(offsets[0]) % self.ring
+        tight = int(offsets[-1] - offsets[0]) + 1 == len(offsets) <= self.ring - first
+        places = slice(first, first + len(offsets)) if tight else offsets % self.ring
+        self.before[places] = previous
+        self.tags[places] = digests[:, 1]
+        suspects = np.flatnonzero(previous >= np.maximum(marks - self.window, 1))
+        return suspects, previous[suspects]
 
-    def _occurred(self, suspects: Offsets, marks: Marks, floors: Offsets, digests: Digests) -> list[int]:
+    def _chain(self, slots: Offsets, marks: Marks, previous: Marks, shared: list[int]) -> None:
+        """Put those in order that came into one slot together.
+
+        Args:
+            previous: what each found in its slot; each but the first finds the one before it instead.
+            shared: indices of those whose mark another's has replaced.
+        """
+        groups: dict[int, list[int]] = {}
+        for index in shared:
+            groups.setdefault(int(slots[index]), []).append(index)
+        for slot, group in groups.items():
+            group.append(int(np.searchsorted(marks, self.heads[slot])))
+            group.sort()  # which of several assignments to one place wins is not numpy's promise
+            previous[group[1:]] = marks[group[:-1]]
+            self.heads[slot] = marks[group[-1]]
+
+    def _occurred(self, suspects: Offsets, marks: Marks, offsets: Offsets, digests: Digests, same: Callable[[int, int], bool]) -> list[int]:
         """Those of the indices whose digest is in their chain: all chains are walked at once, a link a step.
 
         Args:
             marks: where each chain begins.
-            floors: marks below these are not in the window.
+            same: (index, offset) -> whether the id there has the digest.
         """
         found: list[int] = []
+        floors = np.maximum(offsets[suspects] - self.base + 1 - self.window, 1)
+        tags = digests[suspects, 1]
         while len(suspects):
             places = (marks - 1) % self.ring
-            same = self.digests[places] == digests
-            met = same[:, 0] & same[:, 1]
-            if met.any():
-                found += suspects[met].tolist()
-            marks = self.before[places]
-            on = np.flatnonzero((marks >= floors) & ~met)
-            suspects, marks, floors, digests = suspects[on], marks[on], floors[on], digests[on]
+            on = self.before[places] >= floors
+            alike = np.flatnonzero(self.tags[places] == tags)
+            for at in alike.tolist():
+                if same(int(suspects[at]), self.base + int(marks[at]) - 1):
+                    found.append(int(suspects[at]))
+                    on[at] = False
+            suspects, marks, floors, tags = suspects[on], self.before[places][on], floors[on], tags[on]
         return sorted(found)
 
 
@@ -204,7 +238,7 @@ class Window:
         entries = np.frombuffer(b"".join(segment.ids for segment in segments), np.uint8).reshape(-1, WIDTH)
         first = np.repeat([segment.number << SHIFT for segment in segments], [len(segment.ids) // WIDTH for segment in segments])
         offsets = first + (entries[:, 0] & LAST)
-        digests = np.ascontiguousarray(entries[:, 1:]).view(np.uint64)
+        digests = np.ascontiguousarray(entries[:, 1:]).view(np.uint32)
         of_metric = entries[:, 0] >= METRIC
         for chosen, chains in ((~of_metric, self.of_ids), (of_metric, self.of_metrics)):
             if chosen.any():
@@ -217,13 +251,13 @@ class Window:
     def of_ids(self) -> Chains:
         """Chains of the event ids."""
         if self.ids is None:
-            self.ids = Chains(self.size)
+            self.ids = Chains(self.size, partial(self._is, 0))
         return self.ids
 
     def of_metrics(self) -> Chains:
         """Chains of the metric_ids."""
         if self.metrics is None:
-            self.metrics = Chains(self.size)
+            self.metrics = Chains(self.size, partial(self._is, METRIC))
         return self.metrics
 
     def note(self, offsets: Sequence[int], names: Sequence[str], metrics: Sequence[tuple[int, str]], every: Sequence[int]) -> set[int]:
@@ -271,23 +305,38 @@ class Window:
         """`note`, one by one."""
         seed, found = self.seed, set()
         ids = self.of_ids()
+        fresh: dict[int, bytes] = {}
+        fresh_metrics: dict[int, bytes] = {}
         written: dict[int, bytes] = {offset >> SHIFT: b"" for offset in every}
         for offset, name in zip(offsets, names, strict=True):
             digest = digest_of(name, seed)
-            if ids.note_one(offset, digest):
+            if ids.note_one(offset, digest, fresh):
                 found.add(offset)
+            fresh[offset] = digest
             entry = bytes((offset & LAST,)) + digest
             metric = metrics.get(offset)
             if metric is not None:
                 digest = digest_of(metric, seed)
-                if self.of_metrics().note_one(offset, digest):
+                if self.of_metrics().note_one(offset, digest, fresh_metrics):
                     found.add(offset)
+                fresh_metrics[offset] = digest
                 entry += bytes((offset & LAST | METRIC,)) + digest
             written[offset >> SHIFT] += entry
         last = {offset >> SHIFT: offset for offset in every}
         for number, entries in written.items():
             self._write(number, last[number], entries)
         return found
+
+    def _is(self, kind: int, offset: int, digest: bytes) -> bool:
+        """Whether the rows have this digest at an offset within the window.
+
+        Args:
+            kind: 0 or `METRIC`.
+        """
+        row = self.partition.space(IDS, "").get((str((offset >> SHIFT) % (self.segments + 1)),))
+        segment = Segment() if row is None else IDS.load(row)
+        entry, ids = bytes((offset & LAST | kind,)) + digest, segment.ids
+        return segment.number == offset >> SHIFT and any(ids.startswith(entry, at) for at in range(0, len(ids), WIDTH))
 
     def _write(self, number: int, offset: int, entries: bytes) -> None:
         """Add entries to a segment, which has absorbed everything up to the offset; its slot's former ids have left the window."""
@@ -314,7 +363,7 @@ def _numbers(offsets: Sequence[int]) -> Offsets:
 
 
 def _digests(digests: list[bytes]) -> Digests:
-    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    return np.frombuffer(b"".join(digests), np.uint32).reshape(-1, 4)
 
 
 def redriven(record: Record) -> str | None:

@@ -102,14 +102,19 @@ def test_chains_find_what_occurred_within_the_window(steps: list[tuple[int, int]
 
     offsets = (start + np.cumsum([step for step, _ in steps])).tolist()
     names = [number for _, number in steps]
-    chains, found = Chains(WINDOW), []
+    entered: dict[int, bytes] = {}
+    chains, found = Chains(WINDOW, lambda offset, digest: entered[offset] == digest), []
     for begin in range(0, len(names), size):
         at = np.array(offsets[begin : begin + size], np.int64)
-        digests = np.array([[number % 3, number] for number in names[begin : begin + size]], np.uint64)  # some share a slot
+        digests = np.array([[number % 3, number % 2, 0, number] for number in names[begin : begin + size]], np.uint32)  # some share a slot, or look alike
         if alone and begin % 2:
-            found += [offset for offset, digest in zip(at.tolist(), digests, strict=True) if chains.note_one(offset, digest.tobytes())]
+            fresh: dict[int, bytes] = {}
+            for offset, digest in zip(at.tolist(), digests, strict=True):
+                found += [offset] if chains.note_one(offset, digest.tobytes(), fresh) else []
+                fresh[offset] = digest.tobytes()
         else:
             found += [offsets[begin + index] for index in chains.note(at, digests)]
+        entered.update(zip(at.tolist(), map(bytes, digests), strict=True))
     last: dict[int, int] = {}
     wanted = []
     for offset, number in zip(offsets, names, strict=True):
