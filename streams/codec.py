@@ -39,8 +39,6 @@ MAX_BYTES = 1 << 20
 MAX_METADATA_BYTES = 16 << 10
 MAX_USD = Decimal(10) ** 9
 MAX_DEPTH = 8
-DAY_S = 86_400
-LAST_S = datetime(9998, 12, 31, tzinfo=UTC).timestamp()
 LEVELS = {"info": 1, "warning": 2, "critical": 3, "shutdown": 4}
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
@@ -113,14 +111,14 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         ids, tenants, classes: of the events: their ids in order, and the sets of their tenants and of the classes of their data.
-        seconds: their times since the epoch; None where an event has none.
+        moments: their times, None for one that has none.
     """
 
     events: list[Event]
     ids: list[str]
     tenants: set[str]
     classes: set[type[Data]]
-    seconds: list[float] | None
+    moments: list[datetime | None]
 
 
 def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
@@ -140,8 +138,8 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
         if sources != {None} and not all([source is None or 1 <= len(source) <= 256 for source in sources]):
             return None
         moments = [event.time for event in events]
-        seconds = None if None in moments else [moment.timestamp() for moment in moments]  # type: ignore[union-attr]  # none is None
-        if not _all_early(moments, seconds):
+        years = {moment.year for moment in moments if moment is not None}
+        if years and not 1970 <= min(years) <= max(years) < 9999:
             return None
         data = [event.data for event in events]
         classes = {one.__class__ for one in data}
@@ -153,14 +151,7 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
                 _CHECKS.get(one.__class__, _names)(one)
     except (msgspec.MsgspecError, InvalidEvent, ValueError, TypeError, RecursionError, ArithmeticError):
         return None
-    return Batch(events, ids, tenants, classes, seconds)
-
-
-def _all_early(moments: Sequence[datetime | None], seconds: Sequence[float] | None) -> bool:
-    """Whether all are surely of the years that are taken, wherever they were told."""
-    if seconds is not None:
-        return not seconds or (min(seconds) > DAY_S and max(seconds) < LAST_S)
-    return all([moment is None or 1970 <= moment.year < 9999 for moment in moments])
+    return Batch(events, ids, tenants, classes, moments)
 
 
 def encode(event: Event) -> bytes:

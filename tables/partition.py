@@ -19,7 +19,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-import numpy as np
 
 from streams.codec import Batch, InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
@@ -28,6 +27,7 @@ from streams.events import UPCASTS, ClockTicked, MetricRecorded, TenantCleared, 
 from .dedupe import IDS, SLICE, Window, redriven
 from .fold import Absorbed, Fold, Refused
 from .rows import Row, S, Table, wire_key
+from .times import all_to_us, to_us
 
 if TYPE_CHECKING:
     from streams.events import Event
@@ -131,10 +131,11 @@ def _event_or_none(record: Record, odd: dict[int, InvalidEvent | None]) -> Event
 
 def _times(events: Sequence[Any], batch: Batch | None, kafka_times: Sequence[int]) -> list[int]:
     """Event times in microseconds; the record's Kafka timestamp where an event has none."""
-    if batch is not None and batch.seconds is not None:
-        return (np.array(batch.seconds) * 1e6 + 0.5).astype(np.int64).tolist()  # type: ignore[no-any-return]
-    moments = [None if event is None else event.time for event in events]
-    return [kafka_ms * 1000 if moment is None else int(moment.timestamp() * 1e6 + 0.5) for moment, kafka_ms in zip(moments, kafka_times, strict=True)]
+    moments = [None if event is None else event.time for event in events] if batch is None else batch.moments
+    found = all_to_us(moments)
+    if found is None:
+        found = [kafka_ms * 1000 if moment is None else to_us(moment) for moment, kafka_ms in zip(moments, kafka_times, strict=True)]
+    return found
 
 
 def _no_table(event: Event, p: Partition) -> None:
