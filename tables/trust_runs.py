@@ -25,19 +25,19 @@ def observed_run(trust: Trust, events: Sequence[Event], offsets: Sequence[int], 
     space = p.space(rows, events[0].tenant)
     find, dirty = space.get, p.dirty[rows.index].add
     other, low, pack = trust.other, trust.low, POINT.pack
-    rule_of, rule = trust.kinds.get if trust.kinds else None, trust.other
-    n_plain = 0
+    n_slow, told, rule, slots, judged_from, fades = 0, "", other, 0, 0.0, True  # of the kind that was told last; none is ""
     for event, offset, time_us in zip(events, offsets, times, strict=True):
         data = event.data
         kind = data.kind
-        row = find((kind, data.id))
-        if rule_of is not None:
-            rule = rule_of(kind, other)
-        if row is None or row.applied >= offset or (state := row.state).__class__ is not TrustState or not state.known or rule.half_life_us is not None:
+        if kind != told:
+            told, rule = kind, trust.kinds.get(kind, other)
+            slots, judged_from, fades = rule.slots, rule.judged_from, rule.half_life_us is not None
+        row = None if fades else find((kind, data.id))
+        if row is None or row.applied >= offset or (state := row.state).__class__ is not TrustState or not state.known:
             p.offset, p.time_us = offset, time_us
             trust.observed(event, p)
+            n_slow += 1
             continue
-        n_plain += 1
         row.applied = offset
         dirty(row)
         alpha, beta = state.alpha, state.beta
@@ -58,13 +58,13 @@ def observed_run(trust: Trust, events: Sequence[Event], offsets: Sequence[int], 
         if first is None or time_us < first:
             state.first = time_us
         n = alpha + beta
-        if rule.slots:
+        if slots:
             points = state.points
             points += pack(time_us, alpha / n)
             if len(points) == FULL_BYTES:
                 p.offset, p.time_us = offset, time_us
-                trust.history.close(p, event.tenant, row.key, rule.slots, state)
-        if state.level or (n >= rule.judged_from and alpha - 1.0 < low * n):
+                trust.history.close(p, event.tenant, row.key, slots, state)
+        if state.level or (n >= judged_from and alpha - 1.0 < low * n):
             p.offset, p.time_us = offset, time_us
             trust.weigh(event, p, row.key, rule, state, alpha, n)
-    other.n_observed += n_plain
+    other.n_observed += len(events) - n_slow
