@@ -454,7 +454,7 @@ class Core:
 
     # ---- flushing
 
-    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+    def take(self, shard: Shard) -> Flush | None:
         """Everything of the partition that is to be written now; None where there is nothing, or a flush is under way."""
         partition = shard.partition
         if not shard.ready or not partition.whole or shard.flushing is not None:

@@ -456,7 +456,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             await self._wake.wait()
             self._wake.clear()
             begun = time.monotonic()
-            rows = await self._flush_all()
+            rows = await self._flush_all(together=self.rebuild is not None or not self._behind())
             pause = min(self.config.flush_max_s, rows / 10_000)
             await asyncio.sleep(max(0.002, pause - (time.monotonic() - begun)))
             for _ in range(BEHIND_FLUSHES - 1):
@@ -468,24 +468,39 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         """Whether so much waits that nobody sees how late a row is: written less often, a row takes in more records."""
         return sum(self.lag(shard) for shard in self.core.shards.values() if shard.ready) > BEHIND
 
-    async def _flush_all(self) -> int:
+    async def _flush_all(self, together: bool = True) -> int:
+        """Write what is dirty.
+
+        Args:
+            together: all partitions at a time, which waits once for the broker; or one after the other, whose rows are then in memory
+                one partition's at a time (they are there several times over until the broker has them and the follower has read them).
+
+        Returns:
+            Rows written.
+        """
         if self._dead:
             return 0
-        flushes = []
+        rows, taken = 0, False
+        writing: list[Flush] = []
         for core in [self.core] if self.rebuild is None else [self.core, self.rebuild.core]:
             for shard in core.shards.values():
                 flush = core.take(shard)
-                if flush is not None:
-                    flushes.append(flush)
-                    for told in self.on_changed if not shard.building else ():
-                        told(shard, [(index, row) for index, row, _ in flush.marks if row.state is not GRAVE])
+                if flush is None:
+                    continue
+                rows, taken = rows + len(flush.rows), True
+                for told in self.on_changed if not shard.building else ():
+                    told(shard, [(index, row) for index, row, _ in flush.marks if row.state is not GRAVE])
+                if together:
+                    writing.append(flush)
                     await asyncio.sleep(0)
-        if not flushes:
+                else:
+                    await self._write(flush)
+        if not taken:
             await asyncio.sleep(0.001)
             return 0
-        await asyncio.gather(*(self._write(flush) for flush in flushes))
+        await asyncio.gather(*(self._write(flush) for flush in writing))
         self.n["flushes"] += 1
-        return sum(len(flush.rows) for flush in flushes)
+        return rows
 
     async def _write(self, flush: Flush) -> None:
         """Write a flush, trying again for `retry_s`; the producer itself tries for ever, so the limit is kept here."""

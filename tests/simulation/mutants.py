@@ -81,8 +81,8 @@ class ForgetsFailedRows(Core):
 class WritesSourcesFirst(Core):
     """Rows leave in reverse order: what is read before its readers."""
 
-    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
-        flush = super().take(shard, max_rows)
+    def take(self, shard: Shard) -> Flush | None:
+        flush = super().take(shard)
         if flush is not None:
             flush.rows.reverse()
         return flush
@@ -142,9 +142,9 @@ class DoesNotWaitForTheRestore(Core):
 class WritesTwoFlushesAtOnce(Core):
     """A flush does not wait for the one before."""
 
-    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+    def take(self, shard: Shard) -> Flush | None:
         shard.flushing = None
-        return super().take(shard, max_rows)
+        return super().take(shard)
 
 
 class TakesOutputsForPublished(Core):
@@ -159,8 +159,8 @@ class TakesOutputsForPublished(Core):
 class WritesIdsFirst(Core):
     """The dedupe window's rows, which every other row reads, leave before them."""
 
-    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
-        flush = super().take(shard, max_rows)
+    def take(self, shard: Shard) -> Flush | None:
+        flush = super().take(shard)
         if flush is not None:
             flush.rows.sort(key=lambda row: not row[0].startswith(b"ids."))
         return flush
@@ -226,8 +226,8 @@ class GainsWithoutRepair(Core):
 class TakesSentForWritten(Core):
     """A row is taken for durable when it is sent."""
 
-    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
-        flush = super().take(shard, max_rows)
+    def take(self, shard: Shard) -> Flush | None:
+        flush = super().take(shard)
         for _, row, applied in flush.marks if flush is not None else ():
             row.logged = applied
         return flush
@@ -236,8 +236,8 @@ class TakesSentForWritten(Core):
 class WritesRowsBeforeOutputs(Core):
     """Outputs leave one flush later than the rows that follow from the same events."""
 
-    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
-        flush = super().take(shard, max_rows)
+    def take(self, shard: Shard) -> Flush | None:
+        flush = super().take(shard)
         if flush is not None and flush.rows:
             shard.partition.outputs[:0] = flush.outputs
             flush.outputs = []
@@ -325,9 +325,9 @@ class TakesRowsOfAnotherTopic(Core):
 class KeepsNothingOfWhatItTold(Core):
     """What tables that are built would have told of alerts is not written, so a crash forgets it."""
 
-    def take(self, shard: Shard, max_rows: int | None = None) -> Flush | None:
+    def take(self, shard: Shard) -> Flush | None:
         shard.untold = set()
-        return super().take(shard, max_rows)
+        return super().take(shard)
 
 
 class TellsNothingAfterASwap(Core):
