@@ -328,6 +328,7 @@ class Partition:
         row = space.get(key)
         offset = self.offset
         if row is None:
+            tenant, key = table.names(tenant, key)
             row = space[key] = Row(tenant, key, offset, -1, table.fresh())
         elif offset <= row.applied:
             return None
@@ -358,6 +359,7 @@ class Partition:
         space = self.space(table, tenant)
         row = space.get(key)
         if row is None:
+            tenant, key = table.names(tenant, key)
             row = space[key] = Row(tenant, key, self.offset, -1, state)
         elif self.offset > row.applied:
             row.applied = self.offset

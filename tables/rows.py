@@ -13,6 +13,8 @@ import msgspec
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+MOST_SHARED = 1_000
+"""Different values of a place in a table's keys up to which rows share them."""
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -61,6 +63,7 @@ class Table(Generic[S]):
         self.wire = f"{name}.{version}.{digest}"
         self.index = -1  # set by the partition's schema
         self._decode = msgspec.msgpack.Decoder(state).decode
+        self._shared: list[tuple[int, dict[str, str]]] | None = None  # places in (tenant, *key), and what stands there
 
     def __repr__(self) -> str:
         return f"Table({self.wire})"
@@ -68,6 +71,18 @@ class Table(Generic[S]):
     def fresh(self) -> S:
         """State of a key that has absorbed nothing."""
         return self.type()
+
+    def names(self, tenant: str, key: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        """Tenant and key of a new row, in which places with few values (tenants, kinds, windows) hold one string a value: a fifth of a row's memory."""
+        parts = [tenant, *key]
+        if self._shared is None:
+            self._shared = [(place, {}) for place in range(len(parts))]
+        for place, values in self._shared:
+            if place < len(parts):
+                parts[place] = values.setdefault(parts[place], parts[place])
+                if len(values) > MOST_SHARED:
+                    self._shared = [shared for shared in self._shared if shared[0] != place]
+        return parts[0], tuple(parts[1:])
 
     def load(self, row: Row) -> S:
         """State of a row, decoded on first touch and kept decoded."""

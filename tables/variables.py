@@ -103,7 +103,8 @@ class Variables(Fold):
                     if len(space) >= most:
                         overflow += 1
                         continue
-                    row = space[key] = Row(tenant, key, offset, -1, Partial(home=p.number))
+                    tenant, named = table.names(tenant, key)
+                    row = space[named] = Row(tenant, named, offset, -1, Partial(home=p.number))
                 elif offset <= row.applied:
                     continue
                 else:
