@@ -1,6 +1,6 @@
 """How many events a second one worker folds with all guarantees on, beside plain aiokafka on the same bytes.
 
-Run: ``make bench`` or ``python -m benchmarks.throughput [--bootstrap HOST:PORT] [--events 300000] [--repeat 3]``.
+Run: ``make bench`` or ``python -m benchmarks.throughput [--bootstrap HOST:PORT] [--events 1000000] [--repeat 3]``.
 Each figure is the median of at least three runs in processes of their own, one after the other, on one broker.
 
   fetch      aiokafka getmany, nothing else
@@ -241,7 +241,7 @@ def main() -> None:
     """Measure and print a table; ratios are to fetch + decode + fold of the same run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bootstrap")
-    parser.add_argument("--events", type=int, default=300_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only")
     parser.add_argument("--role", choices=["fetch", "fold"])

@@ -363,6 +363,7 @@ def main() -> None:
             lines.append(line)
     if words.write and not words.only:
         Path(__file__).with_suffix(".md").write_text("# Views and queries\n\n`python -m benchmarks.views --write`\n\n" + "\n".join(lines) + "\n")
+    gc.unfreeze()  # or DuckDB's binding tells at the end of everything that was not collected
 
 
 if __name__ == "__main__":
