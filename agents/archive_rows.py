@@ -164,7 +164,7 @@ class Batch:
 
 
 class Ids(Chains):
-    """Chains that keep the whole digests themselves: here are no rows that have them.
+    """Chains that keep what tells digests apart themselves: here are no rows that have them.
 
     Args:
         window: in offsets.
@@ -173,8 +173,8 @@ class Ids(Chains):
     __slots__ = ("kept",)
 
     def __init__(self, window: int) -> None:
-        super().__init__(window, lambda offset, digest: self.kept[offset % self.ring].tobytes() == digest)
-        self.kept = np.zeros((self.ring, 4), np.uint32)
+        super().__init__(window, self._is)
+        self.kept = np.zeros(self.ring, np.uint64)  # the second half of each; of the first, the tag was compared
 
     def occurred(self, offsets: Sequence[int], names: Sequence[str]) -> list[int]:
         """Enter names of at most `SLICE` records; returns the indices of those that occurred within the window before."""
@@ -184,8 +184,11 @@ class Ids(Chains):
         digests = np.frombuffer(b"".join([digest_of(name) for name in names]), np.uint32).reshape(-1, 4)
         found = self.note(at, digests)
         near = at > at[-1] - self.ring  # one a place
-        self.kept[at[near] % self.ring] = digests[near]
+        self.kept[at[near] % self.ring] = digests.view(np.uint64)[near, 1]
         return found
+
+    def _is(self, offset: int, digest: bytes) -> bool:
+        return self.kept[offset % self.ring].tobytes() == digest[8:]
 
 
 class Rows:
@@ -214,7 +217,7 @@ class Rows:
         for begin in range(0, len(rows), SLICE):
             part = rows[begin : begin + SLICE]
             self.ids.occurred([row[0] for row in part], [f"redriven\0{row[3]}" if row[3] else f"{row[1]}\0{row[2]}" for row in part])
-            metrics = [(row[0], f"{row[1]}\0{row[4]}") for row in part if row[4] is not None]
+            metrics = [(row[0], f"{row[1]}\0{row[4]}") for row in part if row[4] is not None and not row[3]]
             self.metrics.occurred([offset for offset, _ in metrics], [name for _, name in metrics])
 
     def make(self, records: Sequence[Record]) -> Batch:
@@ -317,8 +320,9 @@ class Rows:
         for at in there:
             event, record = events[at], records[at]
             assert event is not None
-            names.append((redriven(record) if record.headers else None) or f"{event.tenant}\0{event.id}")
-            if event.data.__class__ is MetricRecorded:
+            again = redriven(record) if record.headers else None
+            names.append(again or f"{event.tenant}\0{event.id}")
+            if event.data.__class__ is MetricRecorded and not again:
                 metric_at.append(at)
                 metrics.append(f"{event.tenant}\0{event.data.metric_id or event.id}")  # type: ignore[union-attr]  # a metric's data
         for index in self.ids.occurred([records[at].offset for at in there], names):

@@ -5,8 +5,8 @@ digest; the highest bit of the place tells a metric_id). The segments are rows l
 and a failover reads nothing again.
 
 Only an owner builds the look-up table: hash chains as in LZ77, kept in flat arrays and asked for a slice of records at once.
-Nothing is ever removed from it: what lies behind the window is passed over, and its place is overwritten. It takes 16 bytes an
-id beside the rows, which have the whole digest; a dictionary of digests takes 130.
+Nothing is ever removed from it: what lies behind the window is passed over, and its place is overwritten. It takes 16 to 24 bytes
+an id, by the window's size, beside the rows, which have the whole digest; a dictionary of digests takes 130.
 
 The digest is XXH3-128 with a seed made of the source topic's identity, so that ids which collide cannot be prepared by
 somebody who only sees the HTTP interface; tenant and id both enter it.
@@ -15,7 +15,7 @@ somebody who only sees the HTTP interface; tenant and id both enter it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ unpack = struct.Struct("=II8x").unpack
 
 Offsets = NDArray[np.int64]
 Marks = NDArray[np.int32]
+Tags = NDArray[np.uint32]
 Digests = NDArray[np.uint32]
 """A row of four numbers an id."""
 
@@ -88,7 +89,7 @@ class Chains:
         self.base = 0
         self.heads: Marks = np.zeros(slots, np.int32)  # pages that nobody touches take no memory
         self.before: Marks = np.zeros(self.ring, np.int32)
-        self.tags: Digests = np.zeros(self.ring, np.uint32)
+        self.tags: Tags = np.zeros(self.ring, np.uint32)
 
     def note(self, offsets: Offsets, digests: Digests) -> list[int]:
         """Enter ids; returns the indices of those that occurred within the window before.
@@ -97,23 +98,26 @@ class Chains:
             offsets: rising, above all entered before.
             digests: one an offset.
         """
+        found: list[int] = []
+        for begin, suspects, marks in self._entered(offsets, digests):
+            if len(suspects):
+                found += self._occurred(suspects + begin, marks, offsets, digests)
+        return found
 
-        def same(index: int, offset: int) -> bool:
-            if offset < offsets[0]:
-                return self.same(offset, digests[index].tobytes())
-            return bool((digests[np.searchsorted(offsets, offset)] == digests[index]).all())
+    def enter(self, offsets: Offsets, digests: Digests) -> None:
+        """As `note`, for who does not ask what occurred before."""
+        for _ in self._entered(offsets, digests):
+            pass
 
-        found = []
+    def _entered(self, offsets: Offsets, digests: Digests) -> Iterator[tuple[int, Offsets, Marks]]:
+        """Enter ids, a slice at a time: the index of its first, and what `_enter` says of it, counted from there."""
         begin = 0
         while begin < len(offsets):
             end = len(offsets) if offsets[-1] - offsets[begin] < SLICE else int(np.searchsorted(offsets, offsets[begin] + SLICE))
             if offsets[end - 1] - self.base >= FURTHEST:
                 self._move_on(int(offsets[begin]))
-            suspects, marks = self._enter((offsets[begin:end] - self.base).astype(np.int32), digests[begin:end])
-            if len(suspects):
-                found += self._occurred(suspects + begin, marks, offsets, digests, same)
+            yield begin, *self._enter((offsets[begin:end] - self.base).astype(np.int32), digests[begin:end])
             begin = end
-        return found
 
     def _move_on(self, offset: int) -> None:
         """Count from an offset before which nobody asks for anything any more; what is noted next is at this offset or after it."""
@@ -184,12 +188,11 @@ class Chains:
             previous[group[1:]] = marks[group[:-1]]
             self.heads[slot] = marks[group[-1]]
 
-    def _occurred(self, suspects: Offsets, marks: Marks, offsets: Offsets, digests: Digests, same: Callable[[int, int], bool]) -> list[int]:
+    def _occurred(self, suspects: Offsets, marks: Marks, offsets: Offsets, digests: Digests) -> list[int]:
         """Those of the indices whose digest is in their chain: all chains are walked at once, a link a step.
 
         Args:
             marks: where each chain begins.
-            same: (index, offset) -> whether the id there has the digest.
         """
         found: list[int] = []
         floors = np.maximum(offsets[suspects] - self.base + 1 - self.window, 1)
@@ -198,12 +201,20 @@ class Chains:
             places = (marks - 1) % self.ring
             on = self.before[places] >= floors
             alike = np.flatnonzero(self.tags[places] == tags)
-            for at in alike.tolist():
-                if same(int(suspects[at]), self.base + int(marks[at]) - 1):
-                    found.append(int(suspects[at]))
-                    on[at] = False
+            if len(alike):
+                met = alike[self._same(suspects[alike], marks[alike].astype(np.int64) + (self.base - 1), offsets, digests)]
+                found += suspects[met].tolist()
+                on[met] = False
             suspects, marks, floors, tags = suspects[on], self.before[places][on], floors[on], tags[on]
         return sorted(found)
+
+    def _same(self, indices: Offsets, there: Offsets, offsets: Offsets, digests: Digests) -> NDArray[np.bool_]:
+        """Whether the digests of these indices are those of the ids entered at these offsets, one each."""
+        same = np.empty(len(indices), np.bool_)
+        now = there >= offsets[0]
+        same[now] = (digests[np.searchsorted(offsets, there[now])] == digests[indices[now]]).all(axis=1)
+        same[~now] = [self.same(offset, digests[index].tobytes()) for index, offset in zip(indices[~now].tolist(), there[~now].tolist(), strict=True)]
+        return same
 
 
 class Window:
@@ -242,7 +253,7 @@ class Window:
         of_metric = entries[:, 0] >= METRIC
         for chosen, chains in ((~of_metric, self.of_ids), (of_metric, self.of_metrics)):
             if chosen.any():
-                chains().note(offsets[chosen], digests[chosen])
+                chains().enter(offsets[chosen], digests[chosen])
 
     def forget(self) -> None:
         """Give the look-up table's memory back; the rows stay."""
@@ -333,10 +344,13 @@ class Window:
         Args:
             kind: 0 or `METRIC`.
         """
-        row = self.partition.space(IDS, "").get((str((offset >> SHIFT) % (self.segments + 1)),))
-        segment = Segment() if row is None else IDS.load(row)
-        entry, ids = bytes((offset & LAST | kind,)) + digest, segment.ids
-        return segment.number == offset >> SHIFT and any(ids.startswith(entry, at) for at in range(0, len(ids), WIDTH))
+        segment = IDS.load(self.partition.space(IDS, "")[(str((offset >> SHIFT) % (self.segments + 1)),)])
+        assert segment.number == offset >> SHIFT, "the rows reach as far back as the window"
+        entry = bytes((offset & LAST | kind,)) + digest
+        at = segment.ids.find(entry)
+        while at > 0 and at % WIDTH:  # in the midst of two others
+            at = segment.ids.find(entry, at + 1)
+        return at >= 0
 
     def _write(self, number: int, offset: int, entries: bytes) -> None:
         """Add entries to a segment, which has absorbed everything up to the offset; its slot's former ids have left the window."""

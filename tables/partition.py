@@ -27,7 +27,7 @@ from streams.events import UPCASTS, ClockTicked, MetricRecorded, TenantCleared, 
 from .dedupe import IDS, SLICE, Window, redriven
 from .fold import Absorbed, Fold, Refused
 from .rows import Row, S, Table, wire_key
-from .times import all_to_us, to_us
+from .times import all_to_us
 
 if TYPE_CHECKING:
     from streams.events import Event
@@ -132,10 +132,12 @@ def _event_or_none(record: Record, odd: dict[int, InvalidEvent | None]) -> Event
 def _times(events: Sequence[Any], batch: Batch | None, kafka_times: Sequence[int]) -> list[int]:
     """Event times in microseconds; the record's Kafka timestamp where an event has none."""
     moments = [None if event is None else event.time for event in events] if batch is None else batch.moments
-    found = all_to_us(moments)
-    if found is None:
-        found = [kafka_ms * 1000 if moment is None else to_us(moment) for moment, kafka_ms in zip(moments, kafka_times, strict=True)]
-    return found
+    told = [moment for moment in moments if moment is not None]
+    found = all_to_us(told)
+    if len(told) == len(moments):
+        return found
+    of_told = iter(found)
+    return [kafka_ms * 1000 if moment is None else next(of_told) for moment, kafka_ms in zip(moments, kafka_times, strict=True)]
 
 
 def _no_table(event: Event, p: Partition) -> None:

@@ -18,33 +18,43 @@ WHOLE = np.dtype([("head", ">u2"), ("s", ">u4")])
 """MessagePack's timestamp of 32 bits: seconds since the epoch."""
 PARTS = np.dtype([("head", ">u2"), ("ns_s", ">u8")])
 """Its timestamp of 64 bits: nanoseconds in the upper 30, seconds in the others."""
+MICROSECOND = timedelta(microseconds=1)
 _pack = msgspec.msgpack.Encoder().encode
 
 
 def to_us(moment: datetime) -> int:
     """Microseconds since the epoch, exact."""
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    return (moment - EPOCH) // MICROSECOND
 
 
-def all_to_us(moments: Sequence[datetime | None]) -> list[int] | None:
+def all_to_us(moments: Sequence[datetime]) -> list[int]:
     """`to_us` of many moments, at a fifth of the cost: packed as MessagePack and read as one array.
 
-    Returns:
-        None where they do not all come in one width (whole seconds are shorter, what lies outside the years 1970 to 2514 is longer, None is
-        shorter still), or where there are none: take them one by one.
-
     Example:
-        >>> all_to_us([datetime(2026, 3, 2, 0, 0, 0, 5, tzinfo=UTC)]), all_to_us([EPOCH]), all_to_us([EPOCH, None])
-        ([1772409600000005], [0], None)
+        >>> all_to_us([datetime(2026, 3, 2, 0, 0, 0, 5, tzinfo=UTC)]), all_to_us([EPOCH, EPOCH.replace(microsecond=7)])
+        ([1772409600000005], [0, 7])
 
     Source:
         The timestamp extension type of the MessagePack specification.
     """
+    found = _read(moments)
+    if found is not None:
+        return found
+    whole = _read([moment for moment in moments if not moment.microsecond])
+    parts = _read([moment for moment in moments if moment.microsecond])
+    if whole is None or parts is None:  # before 1970, or so late that it takes more bytes
+        return [to_us(moment) for moment in moments]
+    of_whole, of_parts = iter(whole), iter(parts)
+    return [next(of_parts) if moment.microsecond else next(of_whole) for moment in moments]
+
+
+def _read(moments: Sequence[datetime]) -> list[int] | None:
+    """`to_us` of moments that all take one width of MessagePack's timestamp; None where they do not."""
     n = len(moments)
     packed, begin = _pack(moments), 1 if n < 16 else 3 if n < 2**16 else 5
     for kind, head in ((PARTS, 0xD7FF), (WHOLE, 0xD6FF)):
-        if n and len(packed) == begin + n * kind.itemsize:
-            stamps = np.frombuffer(packed, kind, offset=begin)
+        if len(packed) == begin + n * kind.itemsize:
+            stamps = np.frombuffer(packed, kind, offset=begin) if n else np.zeros(0, kind)
             if (stamps["head"] == head).all():
                 return _us_of_parts(stamps["ns_s"].astype(np.uint64)) if kind is PARTS else (stamps["s"].astype(np.int64) * SECOND_US).tolist()
     return None
