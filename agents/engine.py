@@ -53,6 +53,8 @@ ENDS_S = 5.0
 """Longest time that the ends of the source topics are asked for: what is not answered by then is not known at the moment."""
 BEHIND, BEHIND_FLUSHES = 20_000, 4
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
+LATE, TURN_S = 2_000, 0.2
+"""Records waiting in a partition from which nobody sees when its rows are written, and longest time for which the next one waits for that then."""
 
 
 @dataclass(frozen=True)
@@ -456,7 +458,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             await self._wake.wait()
             self._wake.clear()
             begun = time.monotonic()
-            rows = await self._flush_all(together=self.rebuild is not None or not self._behind())
+            rows = await self._flush_all()
             pause = min(self.config.flush_max_s, rows / 10_000)
             await asyncio.sleep(max(0.002, pause - (time.monotonic() - begun)))
             for _ in range(BEHIND_FLUSHES - 1):
@@ -468,38 +470,40 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         """Whether so much waits that nobody sees how late a row is: written less often, a row takes in more records."""
         return sum(self.lag(shard) for shard in self.core.shards.values() if shard.ready) > BEHIND
 
-    async def _flush_all(self, together: bool = True) -> int:
-        """Write what is dirty.
+    async def _flush_all(self) -> int:
+        """Write what is dirty; returns the number of rows.
 
-        Args:
-            together: all partitions at a time, which waits once for the broker; or one after the other, whose rows are then in memory
-                one partition's at a time (they are there several times over until the broker has them and the follower has read them).
-
-        Returns:
-            Rows written.
+        All partitions at a time, which waits for the broker once. But of a worker that catches up those that are late one after the other,
+        as far as the broker answers within `TURN_S`: rows are in memory several times over until the broker has them and the follower has
+        read them. (While other tables are built, all at a time: they may change over meanwhile.)
         """
-        if self._dead:
-            return 0
+        late = self.rebuild is None and self._behind()
+        writing: list[asyncio.Task[None]] = []
         rows, taken = 0, False
-        writing: list[Flush] = []
-        for core in [self.core] if self.rebuild is None else [self.core, self.rebuild.core]:
-            for shard in core.shards.values():
-                flush = core.take(shard)
-                if flush is None:
-                    continue
-                rows, taken = rows + len(flush.rows), True
-                for told in self.on_changed if not shard.building else ():
-                    told(shard, [(index, row) for index, row, _ in flush.marks if row.state is not GRAVE])
-                if together:
-                    writing.append(flush)
-                    await asyncio.sleep(0)
-                else:
-                    await self._write(flush)
-        if not taken:
+        try:
+            for core in [self.core] if self.rebuild is None else [self.core, self.rebuild.core]:
+                for shard in core.shards.values():
+                    flush = None if self._dead else core.take(shard)
+                    if flush is None:
+                        continue
+                    rows, taken = rows + len(flush.rows), True
+                    for told in self.on_changed if not shard.building else ():
+                        told(shard, [(index, row) for index, row, _ in flush.marks if row.state is not GRAVE])
+                    writing.append(asyncio.create_task(self._write(flush)))  # begins before this is resumed, so it puts back what it is cancelled with
+                    if late and self.lag(shard) > LATE:
+                        await asyncio.wait(writing[-1:], timeout=TURN_S)
+                    else:
+                        await asyncio.sleep(0)
+            await asyncio.gather(*writing)
+        except BaseException:
+            for task in writing:
+                task.cancel()
+            await asyncio.gather(*writing, return_exceptions=True)
+            raise
+        if taken:
+            self.n["flushes"] += 1
+        else:
             await asyncio.sleep(0.001)
-            return 0
-        await asyncio.gather(*(self._write(flush) for flush in writing))
-        self.n["flushes"] += 1
         return rows
 
     async def _write(self, flush: Flush) -> None:

@@ -46,9 +46,9 @@ CLOSE_S = 5.0
 """Longest time that closing the consumer may take."""
 COMMIT_S = 5.0
 """Longest time that one commit may take."""
+MOST_A_CHUNK = 4096
+"""Records folded before anything else gets its turn."""
 R = TypeVar("R")
-Span = tuple[int, int, Iterable[Any]]
-"""What a fetch got of one partition: positions before and after it, and the records between."""
 
 
 class Driven(Protocol):
@@ -112,7 +112,7 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
             **self.app.kafka_security,
         )
 
-    async def _fetch_records(self, consumer: Any, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None) -> dict[TP, Span]:
+    async def _fetch_records(self, consumer: Any, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None) -> dict[TP, Packed]:
         if not self.consumer.flow_active:
             return {}
         fetcher = consumer._fetcher
@@ -124,7 +124,7 @@ class Thread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
         with fetcher._subscriptions.fetch_context():
             got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
         # its own start, not the position before the wait: out of range, the client goes to the log's start by itself, and what it passes over was not fetched
-        return {ensure_TP(tp): (taken.start, taken.end, taken) for tp, taken in got.items()}
+        return {ensure_TP(tp): taken for tp, taken in got.items()}
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         """aiokafka tries for ever, and Faust swallows the cancelling of who waits for it: whatever stops would wait for a dead broker."""
@@ -215,6 +215,20 @@ class Packed:
 
     def __iter__(self) -> Iterator[Any]:
         return chain.from_iterable(self._pieces())
+
+    def cut(self, most: int) -> Iterator[Packed]:
+        """The same in its place, so many records at a time; to be unpacked in their order."""
+        start, parts, n = self.start, list[tuple[_Batch, int, int]](), 0
+        for batch, begin, end in self._parts or ():
+            while n + end - begin > most:
+                at = begin + most - n
+                if at > begin:
+                    parts.append((batch, begin, at))
+                yield Packed(start, at, parts, most)
+                start, parts, n, begin = at, [], 0, at
+            parts.append((batch, begin, end))
+            n += end - begin
+        yield Packed(start, self.end, parts, n)
 
     def _pieces(self) -> Iterator[list[Any]]:
         parts, self._parts = self._parts, None
@@ -369,11 +383,13 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # faust is untyped here
         spans = await self._getmany(active_partitions=active, timeout=min(timeout, 0.2))
         if self.should_stop or not spans or not self.flow_active or self.app.consumer_generation_id != generation:
             return  # whatever was fetched and is dropped here is refused by the chain check and fetched again
-        for tp, (start, end, records) in spans.items():
-            if not self.flow_active or self.app.consumer_generation_id != generation:
-                return
-            self._read_offset[tp] = None  # Faust would drop what it takes for a repetition
-            yield tp, Chunk(tp.topic, tp.partition, end - 1, 0.0, 0, [], None, (epochs[tp], start, end, records), None, 0, 0, tp, generation_id=generation)
+        for tp, taken in spans.items():
+            for part in taken.cut(MOST_A_CHUNK):
+                if not self.flow_active or self.app.consumer_generation_id != generation:
+                    return
+                self._read_offset[tp] = None  # Faust would drop what it takes for a repetition
+                value = epochs[tp], part.start, part.end, part
+                yield tp, Chunk(tp.topic, tp.partition, part.end - 1, 0.0, 0, [], None, value, None, 0, 0, tp, generation_id=generation)
 
     def fetch_positions(self) -> dict[TP, int]:
         """Where the next fetch of each assigned partition begins."""

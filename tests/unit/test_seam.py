@@ -7,6 +7,7 @@ import inspect
 import random
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,6 +176,7 @@ def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when
     assigned = Assigned(position)
     tp, result = result_of(raw, aborted, assigned)
     seam.packed(SimpleNamespace(_records={tp: result}))
+    most = rng.choice((1, 2, 3, 4096))
     spans: list[seam.Packed] = []
     found = []
     while result.has_more():
@@ -185,9 +187,12 @@ def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when
         if when == "not all" and rng.random() < 0.3:  # refused, or of an ownership that has ended
             expected = [record for record in expected if not taken.start <= record[0] < taken.end]
             continue
-        spans.append(taken)
+        parts = list(taken.cut(most))
+        assert (parts[0].start, parts[-1].end) == (taken.start, taken.end)
+        assert all(before.end == part.start for before, part in pairwise(parts)) and all(len(part) <= most for part in parts)
+        spans += parts
         if when == "at once":
-            found.append(plainly(taken))
+            found += map(plainly, parts)
     if when != "at once":
         found = [plainly(taken) for taken in spans]
     assert assigned.position == theirs.position
@@ -223,11 +228,11 @@ def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched
     consumer = SimpleNamespace(_closed=False, _fetcher=Fetcher(), _subscription=SimpleNamespace(subscription=SimpleNamespace(assignment=assigned)))
     thread = SimpleNamespace(consumer=SimpleNamespace(flow_active=True), app=SimpleNamespace(engine=SimpleNamespace(fetch_wait_ms=200)))
 
-    def fetch() -> dict[TP, seam.Span]:
+    def fetch() -> dict[TP, seam.Packed]:
         return asyncio.run(seam.Thread._fetch_records(thread, consumer, {TP("t", 0)}))
 
-    ((start, end, records),) = fetch().values()
-    assert (start, end, len(list(records))) == (0, assigned.position, 1) and start < 100, "not from where the client had been"
+    (taken,) = fetch().values()
+    assert (taken.start, taken.end, len(list(taken))) == (0, assigned.position, 1) and taken.start < 100, "not from where the client had been"
     assigned.position = 700
     assert fetch() == {}, "and nothing was taken from there"
 

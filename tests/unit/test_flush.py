@@ -1,0 +1,165 @@
+"""Flushes: which partitions are written together, and what is left when that ends early."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+from faust.types import TP
+
+from agents import engine as module
+from agents.core import Flush, Shard
+from agents.engine import Engine
+
+from ..harness import Rec
+from ..service import Service
+
+N = 4
+Told = tuple[str, int]
+
+
+class Scene:
+    """An engine that owns four partitions with a record each; its rows are taken by a broker that answers when it is told to.
+
+    Attributes:
+        log: what the broker saw and did.
+        slow: partitions that it does not answer until `go`.
+        gone: partitions that have no leader.
+        first, last: the first partition is being written; the last is written.
+    """
+
+    def __init__(self, folder: Path, late: bool) -> None:
+        self.engine: Engine = Service(folder, N).engine
+        self.shards = [self.engine.core.shards[("judgments", n)] for n in range(N)]
+        self.log: list[Told] = []
+        self.slow: set[int] = set()
+        self.gone: set[int] = set()
+        self.go, self.first, self.last = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        event = {"id": "a", "source": "t", "type": "trust.observed.v1", "data": {"kind": "model", "id": "m", "success": True}}
+        for shard in self.engine.core.shards.values():
+            shard.owned, shard.ready, shard.next = True, True, 0
+        for shard in self.shards:
+            assert self.engine.core.chunk(shard, shard.epoch, 0, 1, [Rec(0, 1_700_000_000_000, b"k", json.dumps(event).encode())]) == 1
+        engine: Any = self.engine
+        engine.config = dataclasses.replace(engine.config, retry_s=0.1, shutdown_s=1.0)
+        engine.lag = lambda shard: 50_000 if late else 0
+        engine._append = self.append
+        engine.crash = self.crash
+        engine.app = SimpleNamespace(consumer=SimpleNamespace(commit=self.commit))
+
+    async def append(self, flush: Flush) -> None:
+        number = flush.shard.name[1]
+        self.log.append(("begun", number))
+        self.first.set()
+        if number in self.gone:
+            raise KafkaConnectionError("no leader")
+        await asyncio.sleep(0.005)
+        if number in self.slow:
+            await self.go.wait()
+        self.log.append(("done", number))
+        if number == N - 1:
+            self.last.set()
+
+    async def crash(self, reason: BaseException) -> None:
+        self.engine._dead = True
+        self.log.append(("crashed", -1))
+
+    async def commit(self) -> None:
+        self.log.append(("committed", -1))
+
+    def begun(self) -> list[int]:
+        return [number for what, number in self.log if what == "begun"]
+
+    def in_flight(self) -> list[Shard]:
+        return [shard for shard in self.shards if shard.flushing is not None]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+ONE_BY_ONE = [(what, number) for number in range(N) for what in ("begun", "done")]
+
+
+def test_late_partitions_are_written_one_after_the_other_and_others_at_once(tmp_path: Path) -> None:
+    async def look() -> None:
+        late, live, building = Scene(tmp_path, late=True), Scene(tmp_path, late=False), Scene(tmp_path, late=True)
+        building.engine.rebuild = SimpleNamespace(core=SimpleNamespace(shards={}))  # type: ignore[assignment]  # as much of it as is asked
+        for scene in (late, live, building):
+            rows = await scene.engine._flush_all()
+            assert rows == sum(shard.n_rows for shard in scene.shards) > 0
+            assert [shard.safe for shard in scene.shards] == [1] * N
+        assert late.log == ONE_BY_ONE
+        assert live.begun() == building.begun() == list(range(N))
+        assert {what for what, _ in live.log[:N]} == {what for what, _ in building.log[:N]} == {"begun"}
+
+    run(look())
+
+
+def test_nobody_waits_long_for_a_partition_that_no_broker_answers_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TURN_S", 0.02)
+
+    async def look() -> None:
+        scene = Scene(tmp_path, late=True)
+        scene.slow = {0}
+        task = asyncio.create_task(scene.engine._flush_all())
+        await asyncio.wait_for(scene.last.wait(), 5)
+        await asyncio.sleep(0)
+        assert [number for what, number in scene.log if what == "done"] == [1, 2, 3] and not task.done()
+        scene.go.set()
+        await task
+        assert [shard.safe for shard in scene.shards] == [1] * N
+
+    run(look())
+
+
+def test_after_a_crash_between_two_partitions_nothing_more_is_written(tmp_path: Path) -> None:
+    async def look() -> None:
+        scene = Scene(tmp_path, late=True)
+        scene.gone = {1}
+        await scene.engine._flush_all()
+        assert set(scene.begun()) == {0, 1} and scene.log[-1] == ("crashed", -1)
+        assert [shard.safe == 1 for shard in scene.shards] == [True, False, False, False]
+
+    run(look())
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("turns", range(12))
+def test_who_is_cancelled_leaves_nothing_in_flight(turns: int, late: bool, tmp_path: Path) -> None:
+    async def look() -> None:
+        scene = Scene(tmp_path, late)
+        scene.slow = {2}
+        task = asyncio.create_task(scene.engine._flush_all())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not scene.in_flight()
+        scene.slow = set()
+        await scene.engine._flush_all()
+        assert [shard.safe for shard in scene.shards] == [1] * N
+
+    run(look())
+
+
+def test_a_partition_that_is_lost_while_another_is_written_is_written_once_and_committed(tmp_path: Path) -> None:
+    async def look() -> None:
+        scene = Scene(tmp_path, late=True)
+        task = asyncio.create_task(scene.engine._flush_all())
+        await scene.first.wait()
+        await scene.engine.lost([TP(scene.engine.full_names["judgments"], 2)])
+        assert ("done", 2) in scene.log and scene.log.index(("done", 2)) < scene.log.index(("committed", -1))
+        assert not scene.shards[2].ready
+        await task
+        assert sorted(scene.begun()) == list(range(N))
+
+    run(look())
