@@ -64,7 +64,7 @@ class EngineConfig:
     Attributes:
         prefix: of all topic names.
         changelogs: source topic (without prefix) -> full name of its changelog.
-        flush_max_s: longest time between two flushes under load.
+        flush_max_s: longest time between two flushes under load; of a worker that catches up, see `BEHIND_FLUSHES` and `Engine._flush_all`.
         retry_s: how long a failing write is tried again before the worker stops.
         watchdog_s: with lag and nothing absorbed for this long, the worker stops.
         shutdown_s: bound on the last flush when a partition or the worker goes.

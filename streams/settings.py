@@ -114,7 +114,7 @@ SERVICE: tuple[Setting, ...] = (
     Setting("session_timeout_s", Above0, 6.0, "seconds without a heartbeat after which a worker's partitions go to another"),
     Setting("heartbeat_s", Above0, 2.0, "seconds between heartbeats"),
     Setting("instance_id", str | None, None, "static group membership: a worker that comes back under this name keeps its partitions"),
-    Setting("flush_max_ms", Above0, 100.0, "longest time between two writes of changed rows under load, milliseconds"),
+    Setting("flush_max_ms", Above0, 100.0, "longest time between two writes of changed rows under load, milliseconds; longer for a worker that catches up"),
     Setting("watchdog_s", Above0, 60.0, "seconds with lag and nothing folded after which the worker stops"),
     Setting("shutdown_s", Above0, 10.0, "seconds that the last write may take when a worker or a partition goes"),
     Setting("data_dir", str | None, None, "folder for what Faust keeps on disk"),
