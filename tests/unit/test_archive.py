@@ -15,7 +15,9 @@ import duckdb
 import pytest
 
 from agents.archive_files import Unusable
+from agents.archive_rows import Ids
 from streams.codec import InvalidEvent, decode
+from tables.dedupe import digest_of
 from tables.partition import Bounds, Partition, Schema
 
 from ..archive_feed import NOW_MS, START, Feed, metrics
@@ -135,6 +137,36 @@ def test_repeated_ids_are_those_that_the_folds_count(tmp_path: Path) -> None:
     found = rows(tmp_path, "count(*) FILTER (duplicate), count(*), 0")
     assert found == [(partition.counters().duplicate, len(events), 0)]
     assert partition.counters().duplicate > 30
+
+
+def test_ids_whose_tags_and_slots_agree_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.archive_rows.digest_of", lambda name: bytes(8) + digest_of(name)[:8])
+    rng, ids = random.Random(1), Ids(128)
+    last: dict[str, int] = {}
+    for begin, end in ((0, 1), (1, 25), (25, 300), (300, 1324), (1324, 1400), (1400, 2400)):
+        part = [f"e{rng.randrange(200)}" for _ in range(begin, end)]
+        wanted = []
+        for at, name in enumerate(part):
+            if name in last and begin + at - last[name] <= 128:
+                wanted.append(at)
+            last[name] = begin + at
+        assert ids.occurred(range(begin, end), part) == wanted
+        assert end < 300 or wanted
+
+
+def test_a_redriven_metric_takes_no_metric_id_as_in_the_folds(tmp_path: Path) -> None:
+    feed = Feed(tmp_path, 1)
+    for n, (id, headers) in enumerate({"a": [("redriven", b"training/0/7")], "b": [], "c": [("redriven", b"training/0/8")], "d": []}.items()):
+        feed.send({"id": id, "type": "metric.recorded.v1", "data": {"metric_id": "one", "value": n}}, headers=headers)
+        if id in "ad":
+            feed.take()
+            feed.write()
+            feed.keeper.close()
+            feed.start()  # what came before is known from the files
+    partition = Partition("training", 0, Schema([]), bounds=Bounds(dedupe_window=128))
+    partition.absorb(feed.log[("training", 0)])
+    assert rows(tmp_path, "id, duplicate, 0") == [("a", False, 0), ("b", False, 0), ("c", False, 0), ("d", True, 0)]
+    assert partition.counters().duplicate == 1
 
 
 def test_what_no_fold_takes_is_a_row_without_content(tmp_path: Path) -> None:
