@@ -176,6 +176,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self._awake_at = since_boot()
         self._promised: dict[Shard, tuple[int, int]] = {}
         self._passed: dict[Shard, int] = {}
+        self._catching_up = False  # since the last flush
 
     # ---- life
 
@@ -462,7 +463,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             pause = min(self.config.flush_max_s, rows / 10_000)
             await asyncio.sleep(max(0.002, pause - (time.monotonic() - begun)))
             for _ in range(BEHIND_FLUSHES - 1):
-                if not rows or not self._behind():
+                self._catching_up = rows > 0 and self._behind()
+                if not self._catching_up:
                     break
                 await asyncio.sleep(pause)
 
@@ -477,7 +479,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         as far as the broker answers within `TURN_S`: rows are in memory several times over until the broker has them and the follower has
         read them. (While other tables are built, all at a time: they may change over meanwhile.)
         """
-        late = self.rebuild is None and self._behind()
+        late = self.rebuild is None and self._catching_up
         writing: list[asyncio.Task[None]] = []
         rows, taken = 0, False
         try:

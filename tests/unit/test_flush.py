@@ -49,6 +49,7 @@ class Scene:
             assert self.engine.core.chunk(shard, shard.epoch, 0, 1, [Rec(0, 1_700_000_000_000, b"k", json.dumps(event).encode())]) == 1
         engine: Any = self.engine
         engine.config = dataclasses.replace(engine.config, retry_s=0.1, shutdown_s=1.0)
+        engine._catching_up = late
         engine.lag = lambda shard: 50_000 if late else 0
         engine._append = self.append
         engine.crash = self.crash
