@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from streams.codec import InvalidEvent, decode, decode_all
 from streams.events import Event, MetricRecorded, TenantCleared
-from tables.dedupe import SLICE, Chains, digest_of, redriven
+from tables.dedupe import SLICE, Chains, digest_of, digests_of, known_by, metric_known_by, offsets_of, redriven
 from tables.partition import Record
 from tables.times import to_us
 
@@ -180,8 +180,7 @@ class Ids(Chains):
         """Enter names of at most `SLICE` records; returns the indices of those that occurred within the window before."""
         if not offsets:
             return []
-        at = np.array(offsets, dtype=np.int64)
-        digests = np.frombuffer(b"".join([digest_of(name) for name in names]), np.uint32).reshape(-1, 4)
+        at, digests = offsets_of(offsets), digests_of([digest_of(name) for name in names])
         found = self.note(at, digests)
         near = at > at[-1] - self.ring  # one a place
         self.kept[at[near] % self.ring] = digests.view(np.uint64)[near, 1]
@@ -320,11 +319,11 @@ class Rows:
         for at in there:
             event, record = events[at], records[at]
             assert event is not None
-            again = redriven(record) if record.headers else None
-            names.append(again or f"{event.tenant}\0{event.id}")
-            if event.data.__class__ is MetricRecorded and not again:
+            names.append(known_by(event, record))
+            metric = metric_known_by(event, record)
+            if metric is not None:
                 metric_at.append(at)
-                metrics.append(f"{event.tenant}\0{event.data.metric_id or event.id}")  # type: ignore[union-attr]  # a metric's data
+                metrics.append(metric)
         for index in self.ids.occurred([records[at].offset for at in there], names):
             duplicate[there[index]] = True
         for index in self.metrics.occurred([records[at].offset for at in metric_at], metrics):

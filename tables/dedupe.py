@@ -24,9 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
+from streams.events import MetricRecorded
+
 from .rows import Row, Table
 
 if TYPE_CHECKING:
+    from streams.events import Event
+
     from .partition import Partition, Record
 
 SEGMENT = 64
@@ -286,12 +290,12 @@ class Window:
         if len(every) <= FEW:
             return self._note_few(offsets, names, dict(metrics), every)
         seed = self.seed
-        at, digests = _numbers(offsets), _digests([digest_of(name, seed) for name in names])
+        at, digests = offsets_of(offsets), digests_of([digest_of(name, seed) for name in names])
         found = {offsets[index] for index in self.of_ids().note(at, digests)} if offsets else set()
         places = (at & LAST).astype(np.uint8)
         if metrics:
             metric_at = np.array([offset for offset, _ in metrics], np.int64)
-            metric_digests = _digests([digest_of(name, seed) for _, name in metrics])
+            metric_digests = digests_of([digest_of(name, seed) for _, name in metrics])
             found.update(int(metric_at[index]) for index in self.of_metrics().note(metric_at, metric_digests))
             order = np.argsort(np.concatenate((at, metric_at)), kind="stable")
             at = np.concatenate((at, metric_at))[order]
@@ -307,7 +311,7 @@ class Window:
             if end > begin:
                 written[int(at[begin]) >> SHIFT] = entries[begin:end].tobytes()
             begin = end
-        seen = at if every is offsets and not metrics else _numbers(every)
+        seen = at if every is offsets and not metrics else offsets_of(every)
         for last in seen[np.append(np.flatnonzero(np.diff(seen >> SHIFT)), len(seen) - 1)].tolist():
             self._write(last >> SHIFT, last, written.get(last >> SHIFT, b""))
         return found
@@ -369,15 +373,28 @@ class Window:
             self.partition.dirty[IDS.index].add(row)
 
 
-def _numbers(offsets: Sequence[int]) -> Offsets:
+def offsets_of(offsets: Sequence[int]) -> Offsets:
     """Rising offsets as an array; where none is missing, made without looking at each."""
     if offsets and offsets[-1] - offsets[0] + 1 == len(offsets):
         return np.arange(offsets[0], offsets[-1] + 1, dtype=np.int64)
     return np.array(offsets, np.int64)
 
 
-def _digests(digests: list[bytes]) -> Digests:
+def digests_of(digests: list[bytes]) -> Digests:
+    """Digests as an array."""
     return np.frombuffer(b"".join(digests), np.uint32).reshape(-1, 4)
+
+
+def known_by(event: Event, record: Record) -> str:
+    """What the window knows a record by: its event's id, or where it comes from if it was redriven."""
+    return (redriven(record) if record.headers else None) or f"{event.tenant}\0{event.id}"
+
+
+def metric_known_by(event: Event, record: Record) -> str | None:
+    """What the window knows a metric by besides; None of what is no metric, or was redriven."""
+    if event.data.__class__ is not MetricRecorded or (record.headers and redriven(record)):
+        return None
+    return f"{event.tenant}\0{event.data.metric_id or event.id}"
 
 
 def redriven(record: Record) -> str | None:

@@ -24,7 +24,7 @@ from streams.codec import Batch, InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
 from streams.events import UPCASTS, ClockTicked, MetricRecorded, TenantCleared, newest, upcast
 
-from .dedupe import IDS, SLICE, Window, redriven
+from .dedupe import IDS, SLICE, Window, known_by, metric_known_by
 from .fold import Absorbed, Fold, Refused
 from .rows import Row, S, Table, wire_key
 from .times import all_to_us
@@ -600,7 +600,7 @@ class Partition:
         if batch is None or any([record.headers for record in records]):
             pairs = [(event, record) for event, record in zip(events, records, strict=True) if event is not None]
             known = [record.offset for _, record in pairs]
-            names = [(redriven(record) if record.headers else None) or event.tenant + "\0" + event.id for event, record in pairs]
+            names = [known_by(event, record) for event, record in pairs]
         elif len(batch.tenants) == 1:
             first = next(iter(batch.tenants)) + "\0"
             names = [first + id for id in batch.ids]
@@ -608,8 +608,8 @@ class Partition:
             names = [event.tenant + "\0" + event.id for event in events]
         if self.topic == MetricRecorded.TOPIC:
             for event, record in zip(events, records, strict=True):
-                if event is not None and event.data.__class__ is MetricRecorded and not (record.headers and redriven(record)):
-                    metrics.append((record.offset, f"{event.tenant}\0{event.data.metric_id or event.id}"))
+                if event is not None and (name := metric_known_by(event, record)) is not None:
+                    metrics.append((record.offset, name))
         for offset in self.window.note(known, names, metrics, offsets):
             odd[offset] = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -51,18 +52,25 @@ def all_to_us(moments: Sequence[datetime]) -> list[int]:
 def _read(moments: Sequence[datetime]) -> list[int] | None:
     """`to_us` of moments that all take one width of MessagePack's timestamp; None where they do not."""
     n = len(moments)
+    if not n:
+        return []
     packed, begin = _pack(moments), 1 if n < 16 else 3 if n < 2**16 else 5
-    for kind, head in ((PARTS, 0xD7FF), (WHOLE, 0xD6FF)):
+    for kind, head, us in ((PARTS, 0xD7FF, _us_of_parts), (WHOLE, 0xD6FF, _us_of_whole)):
         if len(packed) == begin + n * kind.itemsize:
-            stamps = np.frombuffer(packed, kind, offset=begin) if n else np.zeros(0, kind)
+            stamps = np.frombuffer(packed, kind, offset=begin)
             if (stamps["head"] == head).all():
-                return _us_of_parts(stamps["ns_s"].astype(np.uint64)) if kind is PARTS else (stamps["s"].astype(np.int64) * SECOND_US).tolist()
+                found: list[int] = us(stamps).tolist()
+                return found
     return None
 
 
-def _us_of_parts(ns_s: NDArray[np.uint64]) -> list[int]:
-    found: list[int] = ((ns_s & 0x3FFFFFFFF) * SECOND_US + (ns_s >> 34) // 1000).tolist()
-    return found
+def _us_of_whole(stamps: NDArray[Any]) -> NDArray[Any]:
+    return stamps["s"].astype(np.int64) * SECOND_US
+
+
+def _us_of_parts(stamps: NDArray[Any]) -> NDArray[Any]:
+    ns_s = stamps["ns_s"].astype(np.uint64)
+    return (ns_s & 0x3FFFFFFFF) * SECOND_US + (ns_s >> 34) // 1000
 
 
 def rfc3339(time_us: int) -> str:
