@@ -12,11 +12,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import Consumer, TopicPartition
+
 from streams.admin import create_topics
 from streams.settings import load
+from streams.topics import SOURCE_TOPICS
 
 from .ports import free_port
 
@@ -92,6 +96,23 @@ class WorkerProcess:
         """Nothing waits, and the log holds at least `total` records."""
         status = self.get("/status")
         return status["lag"] == 0 and all(p["end"] is not None for p in status["partitions"]) and (total is None or status["counts"]["in"] >= total)
+
+    def settled(self) -> bool:
+        """All that is on the log now is absorbed, and all that follows from it written: no derived event is under way.
+
+        `absorbed` without a total goes by where the worker last saw the log end, which may be a second ago: too early for what was just published.
+        """
+        with closing(Consumer({"bootstrap.servers": self.settings["bootstrap"], "group.id": "ends", "log_level": 0})) as broker:
+            before = self.ends(broker)
+            found = {(p["topic"], p["partition"]): p for p in self.get("/status")["partitions"]}
+            done = {place: p["absorbed"] for place, p in found.items() if not p["owner"] or p["safe"] == p["absorbed"]}
+            return done == before == self.ends(broker)
+
+    def ends(self, broker: Consumer) -> dict[tuple[str, int], int]:
+        """Where each partition of the source topics ends, by what the broker says now."""
+        prefix = str(self.settings.get("topic_prefix", "pulsefold."))
+        topics = [(prefix + name, number) for name in SOURCE_TOPICS for number in broker.list_topics(prefix + name, timeout=10).topics[prefix + name].partitions]
+        return {place: broker.get_watermark_offsets(TopicPartition(*place), timeout=10)[1] for place in topics}
 
     def archived(self, n: int) -> bool:
         """The archive has read at least `n` records and, as far as it knew a moment ago, everything there is."""

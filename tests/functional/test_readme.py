@@ -131,7 +131,7 @@ def test_blocks_that_end_run_one_after_the_other_as_they_stand(place: Place) -> 
     for block in of("shell", "python"):
         words = [sys.executable, "-c", place.text(block)] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", place.text(block)]
         out = place.run(words)
-        place.worker.until(place.worker.absorbed)
+        place.worker.until(place.worker.settled)
         if block.page == "README.md" and "what-if" in block.text:
             assert "cost.daily" in out and "only changed" in out and "0.35" in out, out
         elif block.page == "README.md" and "query" in block.text:

@@ -167,5 +167,5 @@ def test_a_broken_file_changes_nothing_and_exits_1(embedded: EmbeddedBroker, wor
         done = pulsefold("import", "trust", str(file), "--bootstrap", embedded.bootstrap, "--url", url(worker))
         assert done.returncode == 1
         assert "nothing of it was published" in done.stderr and "Traceback" not in done.stderr
-    worker.until(worker.absorbed)
+    worker.until(worker.settled)
     assert worker.get("/status")["counts"]["in"] == 0
