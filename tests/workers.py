@@ -111,7 +111,9 @@ class WorkerProcess:
     def ends(self, broker: Consumer) -> dict[tuple[str, int], int]:
         """Where each partition of the source topics ends, by what the broker says now."""
         prefix = str(self.settings.get("topic_prefix", "pulsefold."))
-        topics = [(prefix + name, number) for name in SOURCE_TOPICS for number in broker.list_topics(prefix + name, timeout=10).topics[prefix + name].partitions]
+        topics = [
+            (prefix + name, number) for name in SOURCE_TOPICS for number in broker.list_topics(prefix + name, timeout=10).topics[prefix + name].partitions
+        ]
         return {place: broker.get_watermark_offsets(TopicPartition(*place), timeout=10)[1] for place in topics}
 
     def archived(self, n: int) -> bool:

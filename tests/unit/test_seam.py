@@ -13,11 +13,12 @@ from typing import Any
 
 import aiokafka
 import faust
+import google_crc32c
 import pytest
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.subscription_state import TopicPartitionState
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import CorruptRecordException, KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecord, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -155,7 +156,7 @@ class Assigned:
 def result_of(raw: bytes, aborted: list[tuple[int, int]], assigned: Assigned) -> tuple[aiokafka.TopicPartition, fetcher.FetchResult]:
     """What aiokafka makes of such an answer."""
     tp = aiokafka.TopicPartition("t", 0)
-    found = fetcher.PartitionRecords(tp, MemoryRecords(raw), list(aborted), assigned.position, None, None, True, fetcher.READ_COMMITTED)
+    found = fetcher.PartitionRecords(tp, fetcher.MemoryRecords(raw), list(aborted), assigned.position, None, None, True, fetcher.READ_COMMITTED)
     return tp, fetcher.FetchResult(tp, assignment=assigned, partition_records=found, backoff=0)
 
 
@@ -202,6 +203,46 @@ def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when
         with pytest.raises(RuntimeError, match="once"):
             list(taken)
     assert expected or aborted or position or when == "not all"
+
+
+@pytest.mark.parametrize("by", ["the processor", "aiokafka", "aiokafka, whose records do not have their bytes"])
+@pytest.mark.parametrize("seed", range(40))
+def test_a_changed_byte_is_noticed_and_what_lies_before_its_batch_is_taken(seed: int, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seam, "IN_HARDWARE", by != "aiokafka")
+    if "not have" in by:
+        monkeypatch.setattr(fetcher, "MemoryRecords", MemoryRecords)
+    rng = random.Random(seed)
+    raw, aborted, position = fetched_bytes(rng)
+    theirs = Assigned(position)
+    expected = plainly(result_of(raw, aborted, theirs)[1].getall())
+    starts = [0]
+    while starts[-1] < len(raw):
+        starts.append(starts[-1] + 12 + int.from_bytes(raw[starts[-1] + 8 : starts[-1] + 12], "big"))
+    hit = rng.randrange(len(starts) - 1)
+    at = rng.randrange(starts[hit] + 17, starts[hit + 1])  # the checksum itself, or behind it
+    broken = raw[:at] + bytes([raw[at] ^ 1 << rng.randrange(8)]) + raw[at + 1 :]
+    assigned = Assigned(position)
+    tp, result = result_of(broken, aborted, assigned)
+    seam.packed(SimpleNamespace(_records={tp: result}))
+    found = []
+    with pytest.raises(CorruptRecordException, match="Invalid CRC"):
+        while result.has_more():
+            found += plainly(result.getall(1))
+    assert found == expected[: len(found)]
+    assert all(record[0] < int.from_bytes(raw[starts[hit] : starts[hit] + 8], "big") for record in found)
+
+
+def test_the_checksum_is_the_processors_and_a_batch_that_was_begun_holds_no_fetched_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seam.IN_HARDWARE
+    summed: list[int] = []
+    monkeypatch.setattr(google_crc32c, "value", lambda raw: summed.append(len(raw)) or crc32c(raw))  # type: ignore[func-returns-value]
+    raw, aborted, position = fetched_bytes(random.Random(1))
+    tp, result = result_of(raw, aborted, Assigned(position))
+    seam.packed(SimpleNamespace(_records={tp: result}))
+    taken = result.getall()
+    batches = len(summed)
+    assert batches > 1 and sum(summed) == len(raw) - batches * 21
+    assert all(not batch._summed for batch, _, _ in taken._parts)
 
 
 def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched() -> None:
