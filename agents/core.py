@@ -593,8 +593,7 @@ class Core:
                 if len(value) == HEAD.size:
                     self._buried(shard, index, Row(tenant, parts, version, version, GRAVE))
                     continue
-                tenant, parts = table.names(tenant, parts)
-                row = space[parts] = Row(tenant, parts, version, version, value[12:])
+                row = table.enter(space, tenant, parts, version, version, value[12:])
                 if version <= partition.cleared_at(tenant) and table not in OWN:
                     self._resurrected(shard, index, row)
                     continue

@@ -330,8 +330,7 @@ class Partition:
         row = space.get(key)
         offset = self.offset
         if row is None:
-            tenant, key = table.names(tenant, key)
-            row = space[key] = Row(tenant, key, offset, -1, table.fresh())
+            row = table.enter(space, tenant, key, offset, -1, table.fresh())
         elif offset <= row.applied:
             return None
         else:
@@ -361,8 +360,7 @@ class Partition:
         space = self.space(table, tenant)
         row = space.get(key)
         if row is None:
-            tenant, key = table.names(tenant, key)
-            row = space[key] = Row(tenant, key, self.offset, -1, state)
+            row = table.enter(space, tenant, key, self.offset, -1, state)
         elif self.offset > row.applied:
             row.applied = self.offset
             row.state = state

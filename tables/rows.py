@@ -84,6 +84,12 @@ class Table(Generic[S]):
                     self._shared = [shared for shared in self._shared if shared[0] != place]
         return parts[0], tuple(parts[1:])
 
+    def enter(self, space: dict[tuple[str, ...], Row], tenant: str, key: tuple[str, ...], applied: int, logged: int, state: Any) -> Row:
+        """A new row, in its space."""
+        tenant, key = self.names(tenant, key)
+        row = space[key] = Row(tenant, key, applied, logged, state)
+        return row
+
     def load(self, row: Row) -> S:
         """State of a row, decoded on first touch and kept decoded."""
         state = row.state

@@ -27,7 +27,6 @@ from streams.keys import derived_id, encode_key
 from .drift import drift_rules, drift_view
 from .fold import Fold, Refused, Scored
 from .influence import influence_view
-from .rows import Row
 from .times import HOUR_US
 from .variable_exports import scored
 from .variable_states import HUGE, MAX_NAMES_BYTES, MAX_TAGS, TOPIC, Partial, Update, VariableSettings, VariableTables
@@ -103,8 +102,7 @@ class Variables(Fold):
                     if len(space) >= most:
                         overflow += 1
                         continue
-                    tenant, named = table.names(tenant, key)
-                    row = space[named] = Row(tenant, named, offset, -1, Partial(home=p.number))
+                    row = table.enter(space, tenant, key, offset, -1, Partial(home=p.number))
                 elif offset <= row.applied:
                     continue
                 else:
