@@ -1,16 +1,24 @@
-"""Lists that nobody has asked for lately are dropped, also where nobody asks anything any more (`tables.orders.ListKeeper`)."""
+"""Lists that are kept for the next question (`tables.orders.ListKeeper`): tended while people ask, dropped when nobody does."""
 
 from __future__ import annotations
+
+import time
 
 from mode import Service
 
 from .http import Routes
 
 LOOK_S = 30.0
+TEND_S = 0.1
+"""Seconds between two looks where there is nothing to do."""
+TURN = 64
+"""Changed keys looked at in one turn: two milliseconds, for which nothing else is done."""
+SHARE = 0.05
+"""Most of its time that a worker gives to lists between questions."""
 
 
-class ForgetLists(Service):  # type: ignore[misc]  # mode is untyped here
-    """Looks every half minute.
+class Lists(Service):  # type: ignore[misc]  # mode is untyped here
+    """Looks at what changed little by little, and every half minute for what can go.
 
     Args:
         routes: whose lists.
@@ -21,8 +29,23 @@ class ForgetLists(Service):  # type: ignore[misc]  # mode is untyped here
         self.routes = routes
 
     @Service.task
-    async def _look(self) -> None:
+    async def _forget(self) -> None:
         while not self.should_stop:
             await self.sleep(LOOK_S)
             if self.routes.keeper is not None:
                 self.routes.keeper.forget()
+
+    @Service.task
+    async def _tend(self) -> None:
+        while not self.should_stop:
+            begun = time.monotonic()
+            tended = self.tend()
+            took = (time.monotonic() - begun) / SHARE
+            await self.sleep(took if tended else max(took, TEND_S))
+
+    def tend(self) -> int:
+        """One turn; returns how many keys were looked at."""
+        keeper = self.routes.keeper
+        if keeper is None or keeper.partitions is not self.routes.engine.partitions:  # they were swapped: the next question has a keeper of its own
+            return 0
+        return keeper.tend(self.routes.reader, TURN)

@@ -86,6 +86,7 @@ class Events:
 
     def __iter__(self) -> Iterator[tuple[str, bytes, bytes]]:
         rng, name = self.rng, self.name
+        judged = name("agent"), "t0"
         while True:
             i = self.n
             self.n += 1
@@ -113,12 +114,14 @@ class Events:
                 one = name("agent")
                 topic, type_, key = "judgments", "task.completed", f"default|{one}"
                 data = f'{{"task":"t{i % 999}","agent":"{one}","success":true,"quality":{good:.4f},"tokens":90,"duration_ms":{rng.randrange(900)}}}'
-            elif dice < 19:
-                one = name("agent")
+            elif dice < 19 and i % 40 < 20:
+                one, task = judged = name("agent"), f"t{i % 999}"
                 topic, type_, key = "judgments", "judgment.recorded", f"default|{one}"
-                data = (
-                    f'{{"task":"t{i % 999}","judge":"j{i % 5}","agent":"{one}","overall_confidence":0.9,"criteria":{{"a":{good:.4f}}},"evaluation_time_ms":12}}'
-                )
+                data = f'{{"task":"{task}","judge":"j{i % 5}","agent":"{one}","overall_confidence":0.9,"criteria":{{"a":{good:.4f}}},"evaluation_time_ms":12}}'
+            elif dice < 19:
+                one, task = judged  # or it would wait for its evaluation until 32 of them wait in each of 4,096 buckets
+                topic, type_, key = "judgments", "evaluation.completed", f"default|{one}"
+                data = f'{{"task":"{task}","agent":"{one}","passed":true,"score":{good:.4f}}}'
             else:
                 one = name("task")
                 topic, type_, key = "training", "learning.recorded", f"default|{one}"
@@ -188,6 +191,9 @@ def in_process(n: int, new: float, told: Callable[[Sample], None]) -> None:
             rows = sum(len(space) for shard in core.shards.values() for spaces in shard.partition.spaces for space in spaces.values())
             told(Sample(new, events.n, round(time.monotonic() - begun, 1), round(rss_mb("self"), 1), rows, events.n_new))
         if events.n == n:
+            refused = sum(shard.partition.counters().dead_lettered for shard in core.shards.values())
+            if refused:
+                raise RuntimeError(f"{refused} of the stream's own events were no events of the contract")
             return
 
 

@@ -11,8 +11,9 @@ The rules this file keeps:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import frexp
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -35,6 +36,10 @@ MOST_LISTS = 24
 """Lists kept of one tenant's keys; of more the one that was asked for longest ago goes."""
 IDLE_S = 300.0
 """Seconds after the last question for which a tenant's lists are kept."""
+TENDED_S = 10.0
+"""Seconds after the last question for which changed keys are looked at before the next one comes."""
+FEW_DUE = 32
+"""Changed keys that are left to the next question: those that change all the time are not looked at again and again."""
 AFRESH = 4
 """A list of which more than one in so many keys changed is made anew: that is cheaper."""
 
@@ -540,6 +545,10 @@ class Held:
         """Places and figures in it."""
         return sum(len(part) for part in self.parts.values()) + len(self.due)
 
+    def too_many_due(self) -> bool:
+        """Whether making all of it anew is cheaper than looking at what changed."""
+        return len(self.due) * AFRESH > self.n + 1_000
+
 
 class ListKeeper:
     """What a worker keeps of the lists that were asked for, over partitions in memory. It is asked between records, never while one is absorbed.
@@ -587,15 +596,12 @@ class ListKeeper:
             for table in source.tables:
                 self._using.setdefault(table, {}).setdefault(reader.tenant, []).append(held)
         held.used = self.clock()
-        if held.due:
+        if held.too_many_due():
+            held.due = set()
+            held.parts.clear()
+        elif held.due:
             due, held.due = held.due, set()
-            if len(due) * AFRESH > held.n + 1_000:
-                held.parts.clear()
-            else:
-                self.n_again += len(due)
-                changed = [(key, source.one(reader, key)) for key in due]
-                for part in held.parts.values():
-                    part.take(reader, changed)
+            self._take(reader, held, due)
         lacking = {one: make for one, make in wanted.items() if one not in held.parts}
         if lacking:
             self._watch(source)
@@ -609,9 +615,7 @@ class ListKeeper:
         while len(held.parts) > max(MOST_LISTS, len(wanted)):
             del held.parts[next(iter(held.parts))]
         self.held[name] = held
-        size = held.size()
-        self.n_kept += size - held.counted
-        held.counted = size
+        self._count(held)
         if self.n_kept > self.most:
             oldest = list(self.held)
             for one in oldest:
@@ -619,6 +623,42 @@ class ListKeeper:
                     self._drop(one)
             self._unwatch()
         return answer
+
+    def tend(self, reader_of: Callable[[str], Reader], most: int) -> int:
+        """Look at some changed keys of lists that were asked for lately, so that the next question finds few: a turn of a few milliseconds.
+
+        Args:
+            reader_of: a tenant's reader.
+            most: keys looked at.
+
+        Returns:
+            How many keys were looked at; 0 = there is nothing to do.
+        """
+        now = self.clock()
+        asked = [held for held in self.held.values() if now - held.used <= TENDED_S]
+        for source in dict.fromkeys(held.source for held in asked):
+            self._collect(source)
+        waiting = [held for held in self.held.values() if held in asked and len(held.due) > FEW_DUE and not held.too_many_due()]
+        if not waiting:
+            return 0
+        held = max(waiting, key=lambda held: len(held.due))
+        some = set(islice(held.due, most))
+        held.due -= some
+        self._take(reader_of(held.tenant), held, some)
+        self._count(held)
+        return len(some)
+
+    def _take(self, reader: Reader, held: Held, due: Collection[Key]) -> None:
+        """Look at keys again."""
+        self.n_again += len(due)
+        changed = [(key, held.source.one(reader, key)) for key in due]
+        for part in held.parts.values():
+            part.take(reader, changed)
+
+    def _count(self, held: Held) -> None:
+        size = held.size()
+        self.n_kept += size - held.counted
+        held.counted = size
 
     def forget(self) -> None:
         """Drop what nobody has asked for lately."""

@@ -109,6 +109,10 @@ class Worker:
         """Write what is dirty."""
         self.changelog[p.topic, p.number] += [(key, value) for key, value, _, _ in p.drain()]
 
+    def reader(self, tenant: str) -> PartitionReader:
+        """Of a tenant; it keeps nothing."""
+        return PartitionReader(self.topics, self.schema.homes, tenant, NOW_US)
+
     def ask(self, path: str, params: dict[str, Any], keeper: ListKeeper | None, tenant: str = "acme") -> bytes:
         """A view's answer, or its refusal."""
         view = self.views[path]
@@ -126,6 +130,8 @@ class Worker:
                 if self.rng.random() >= share:
                     continue
                 tenant = self.rng.choice(TENANTS)
+                if self.rng.random() < 0.3:
+                    seen["tended"] += self.keeper.tend(self.reader, self.rng.choice((1, 3, 50)))
                 whole = self.ask(path, params, self.keeper, tenant)
                 assert whole == self.ask(path, params, None, tenant), (path, params)
                 seen[path] += len(whole)
@@ -146,7 +152,10 @@ def fading(struct: type[msgspec.Struct]) -> Any:
 
 
 @pytest.mark.parametrize(("seed", "settings"), [(1, lambda struct: struct()), (2, fading)])
-def test_kept_lists_answer_to_the_byte_as_those_that_are_made_anew_while_rows_change_and_tenants_are_cleared(seed: int, settings: Any) -> None:
+def test_kept_lists_answer_to_the_byte_as_those_that_are_made_anew_while_rows_change_and_tenants_are_cleared(
+    seed: int, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "FEW_DUE", 1)
     worker = Worker(seed, settings=settings)
     seen: Counter[str] = Counter()
     events = Maker(random.Random(seed), 5_400_000_000).stream(900, TENANTS)
@@ -158,6 +167,7 @@ def test_kept_lists_answer_to_the_byte_as_those_that_are_made_anew_while_rows_ch
         seen += worker.compare(0.5)
     assert all(seen[path] > 500 for path, _ in LISTS) and seen["pages"] > 20, seen
     assert worker.keeper.n_again > 500, "no key was looked at again: everything was made anew"
+    assert seen["tended"] > 50, "none was looked at between questions"
 
 
 def test_lists_of_a_follower_are_kept_through_the_rows_that_it_reads() -> None:
@@ -394,6 +404,37 @@ def test_only_what_changed_is_looked_at_again_and_a_row_that_is_dirty_still_once
         worker.flush(p)
     worker.ask("/trust", {}, worker.keeper)
     assert (worker.keeper.n_made, worker.keeper.n_again) == (1, 2)
+
+
+def test_between_questions_changed_keys_are_looked_at_little_by_little_but_for_a_few() -> None:
+    worker, now = filled(400), [0.0]
+    keeper = worker.keeper = ListKeeper(worker.topics, worker.schema.homes, lambda: now[0])
+    few = orders.FEW_DUE
+    worker.ask("/trust", {}, keeper)
+    worker.ask("/trust", {}, keeper, "other")
+    assert keeper.tend(worker.reader, 50) == 0, "nothing has changed"
+    worker.absorb([event(f"k{n}", 1) for n in range(100 + few)])
+    worker.absorb([event(f"k{n}", 1, "other") for n in range(2 * few)])
+    kept = keeper.n_kept
+    assert [keeper.tend(worker.reader, 50) for _ in range(4)] == [50, 50, 50, 0], "those of whom most wait come first"
+    assert kept < keeper.n_kept <= kept + 4 * few, "what they take is counted"
+    worker.absorb([event("k0", 2), event("new", 2)])
+    assert keeper.tend(worker.reader, 50) > 0 == keeper.tend(worker.reader, 50)
+    before = keeper.n_again
+    assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None)
+    assert worker.ask("/trust", {}, keeper, "other") == worker.ask("/trust", {}, None, "other")
+    assert 0 < keeper.n_again - before <= 2 * few, "the question has the rest"
+
+    worker.absorb([event(f"k{n}", 3) for n in range(100)])
+    now[0] = orders.TENDED_S + 1
+    assert keeper.tend(worker.reader, 50) == 0, "nobody has asked lately"
+    assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None)
+    worker.absorb([event(f"n{n}", 4) for n in range(300)])
+    assert keeper.tend(worker.reader, 50) == 50
+    worker.absorb([event(f"m{n}", 5) for n in range(1_000)])
+    made = keeper.n_made
+    assert keeper.tend(worker.reader, 50) == 0, "it will be made anew"
+    assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None) and keeper.n_made == made + 1
 
 
 def event(id: str, n: int, tenant: str = "acme") -> dict[str, Any]:
