@@ -51,6 +51,10 @@ COMMIT_S = 5.0
 """Longest time that one commit may take."""
 MOST_A_CHUNK = 4096
 """Records folded before anything else gets its turn."""
+HEAVIEST_CHUNK = 1 << 20
+"""Their bytes, as far as whole batches can be told apart."""
+EXPANDS = 8
+"""How many bytes a compressed one is taken for."""
 LENGTH_ENDS, CRC_ENDS = 12, 21
 """Where in a batch of records its length ends, of what follows, and its checksum, of what follows (Kafka's record format 2)."""
 NO_BYTES = memoryview(b"")
@@ -225,17 +229,21 @@ class Packed:
         return chain.from_iterable(self._pieces())
 
     def cut(self, most: int) -> Iterator[Packed]:
-        """The same in its place, so many records at a time; to be unpacked in their order."""
-        start, parts, n = self.start, list[tuple[_Batch, int, int]](), 0
+        """The same in its place, so many records at a time, and batches of so many bytes; to be unpacked in their order."""
+        start, parts, n, weight = self.start, list[tuple[_Batch, int, int]](), 0, 0
         for batch, begin, end in self._parts or ():
+            if parts and weight + batch.weight > HEAVIEST_CHUNK:
+                yield Packed(start, begin, parts, n)
+                start, parts, n, weight = begin, [], 0, 0
             while n + end - begin > most:
                 at = begin + most - n
                 if at > begin:
                     parts.append((batch, begin, at))
                 yield Packed(start, at, parts, most)
-                start, parts, n, begin = at, [], 0, at
+                start, parts, n, weight, begin = at, [], 0, 0, at
             parts.append((batch, begin, end))
             n += end - begin
+            weight += batch.weight
         yield Packed(start, self.end, parts, n)
 
     def _pieces(self) -> Iterator[list[Any]]:
@@ -299,13 +307,17 @@ class _Batch:
 
     Args:
         summed: the bytes that its checksum is of, where they are at hand.
+
+    Attributes:
+        weight: how much there is to unpack, bytes, about; 0 where that is not known.
     """
 
-    __slots__ = ("_ahead", "_batch", "_passed", "_records", "_summed", "offset")
+    __slots__ = ("_ahead", "_batch", "_passed", "_records", "_summed", "offset", "weight")
 
     def __init__(self, batch: Any, summed: memoryview) -> None:
         self._batch = batch
         self._summed = summed
+        self.weight = len(summed) * (EXPANDS if getattr(batch, "compression_type", 0) else 1)
         self._ahead: list[Any] = []
         self._passed = 0
 

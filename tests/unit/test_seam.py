@@ -170,6 +170,8 @@ def plainly(records: Iterable[Any]) -> list[tuple[int, int, bytes, bytes]]:
 def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(seam, "SLICE", rng.choice((1, 2, 3, 1024)))
+    heaviest = rng.choice((1, 200, 1 << 20))
+    monkeypatch.setattr(seam, "HEAVIEST_CHUNK", heaviest)
     raw, aborted, position = fetched_bytes(rng)
     theirs = Assigned(position)
     _, result = result_of(raw, aborted, theirs)
@@ -191,6 +193,8 @@ def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when
         parts = list(taken.cut(most))
         assert (parts[0].start, parts[-1].end) == (taken.start, taken.end)
         assert all(before.end == part.start for before, part in pairwise(parts)) and all(len(part) <= most for part in parts)
+        weights = [[batch.weight for batch, _, _ in part._parts or ()] for part in parts]
+        assert all(len(of) == 1 or sum(of) <= heaviest for of in weights if of)
         spans += parts
         if when == "at once":
             found += map(plainly, parts)
@@ -203,6 +207,21 @@ def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when
         with pytest.raises(RuntimeError, match="once"):
             list(taken)
     assert expected or aborted or position or when == "not all"
+
+
+def test_compressed_batches_weigh_what_they_may_become_and_few_of_them_are_a_chunk() -> None:
+    def batch(compression: int, first: int) -> bytes:
+        builder = DefaultRecordBatchBuilder(
+            magic=2, compression_type=compression, is_transactional=False, producer_id=0, producer_epoch=0, base_sequence=0, batch_size=1 << 20
+        )
+        for n in range(100):
+            builder.append(n, timestamp=n, key=None, value=random.Random(first + n).randbytes(1000), headers=[])
+        return first.to_bytes(8, "big") + bytes(builder.build())[8:]
+
+    for compression, chunks in ((0, [1000, 200]), (1, [100] * 12)):
+        tp, result = result_of(b"".join(batch(compression, 100 * n) for n in range(12)), [], Assigned(0))
+        seam.packed(SimpleNamespace(_records={tp: result}))
+        assert [len(list(part)) for part in result.getall().cut(4096)] == chunks
 
 
 @pytest.mark.parametrize("by", ["the processor", "aiokafka", "aiokafka, whose records do not have their bytes"])
