@@ -61,13 +61,16 @@ class Truth:
         n: records on the log, of all tenants and of workers too.
         derived: those of them that the worker published.
         trust: (kind, id) -> [successes, failures] that the rules must give.
+        spent, of_day: USD by model, and by model and UTC day.
         lines: (time, event as published) of producers, in the order of time once it is counted.
+        day: UTC day of the event that is being counted.
     """
 
     n: int = 0
     derived: int = 0
     trust: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     spent: dict[str, Decimal] = field(default_factory=dict)
+    of_day: dict[tuple[str, str], Decimal] = field(default_factory=dict)
     limits: dict[str, Decimal] = field(default_factory=dict)
     issued: dict[tuple[str, str], Forecast] = field(default_factory=dict)
     squares: list[float] = field(default_factory=list)
@@ -78,6 +81,7 @@ class Truth:
     verdicts: dict[tuple[str, str], tuple[str, bool]] = field(default_factory=dict)
     passed: dict[tuple[str, str], bool] = field(default_factory=dict)
     lines: list[tuple[datetime, bytes]] = field(default_factory=list)
+    day: str = ""
 
     def read(self, raw: bytes) -> None:
         """Take one record of a source topic."""
@@ -95,6 +99,7 @@ class Truth:
         events.sort(key=lambda event: not event["type"].startswith("forecast.issued."))
         for event in events:
             take = getattr(self, "_" + event["type"].rpartition(".")[0].replace(".", "_"), None)
+            self.day = event["time"][:10]
             if take is not None:
                 take(event["data"])
 
@@ -131,7 +136,9 @@ class Truth:
             self._observe("judge", judge, verdict == self.passed[(agent, task)])
 
     def _cost_incurred(self, data: dict[str, Any]) -> None:
-        self.spent[data["model"]] = self.spent.get(data["model"], Decimal(0)) + Decimal(str(data["cost"]))
+        model, cost = data["model"], Decimal(str(data["cost"]))
+        self.spent[model] = self.spent.get(model, Decimal(0)) + cost
+        self.of_day[model, self.day] = self.of_day.get((model, self.day), Decimal(0)) + cost
 
     def _budget_set(self, data: dict[str, Any]) -> None:
         self.limits[data["scope"].removeprefix("model:")] = Decimal(str(data["limits"][-1]["at"]))
@@ -169,8 +176,8 @@ class Truth:
         return sorted(found)
 
     def over(self) -> list[str]:
-        """Models that reached the last limit of their budget."""
-        return sorted(name for name, limit in self.limits.items() if self.spent.get(name, Decimal(0)) >= limit)
+        """Models that reached the last limit of their budget on a day."""
+        return sorted({model for (model, _), spent in self.of_day.items() if model in self.limits and spent >= self.limits[model]})
 
 
 class Asker:

@@ -27,3 +27,15 @@ def test_a_forecast_is_known_when_it_is_resolved(issued: str, resolved: str) -> 
     assert len(truth.issued) == 1 and truth.squares == [0.25]
     times = [time for time, _ in truth.lines]
     assert times == sorted(times)
+
+
+@pytest.mark.parametrize(("second", "over"), [("2026-03-02T23:59:59.999999Z", ["m"]), ("2026-03-03T00:00:00Z", [])], ids=["of one day", "over midnight"])
+def test_a_budget_a_day_is_over_by_what_one_day_cost(second: str, over: list[str]) -> None:
+    truth = Truth()
+    truth.read(raw("budget.set.v1", "2026-03-02T10:00:00Z", scope="model:m", limits=[{"level": "shutdown", "at": 0.01}]))
+    for time in ("2026-03-02T23:59:30Z", second):
+        truth.read(raw("cost.incurred.v1", time, model="m", cost="0.005"))
+        truth.read(raw("cost.incurred.v1", time, model="free", cost="5"))
+    truth.count()
+    assert truth.over() == over
+    assert {model: str(spent) for model, spent in truth.spent.items()} == {"m": "0.010", "free": "10"}
