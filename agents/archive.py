@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +17,7 @@ from mode import Service
 
 from streams.settings import roles
 
-from .pipe import frame, read_frame
+from .pipe import frame, read_frame, start
 
 log = logging.getLogger("pulsefold.archive")
 ANSWER_S = 60.0
@@ -88,9 +85,7 @@ class Archive(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _live(self) -> int | None:
         """Run an archivist until it ends; returns its exit code."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agents.archivist", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26, env=environment()
-        )
+        process = await start("agents.archivist")
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(frame({"settings": msgspec.to_builtins(self.settings.values)}))
         self._process = process
@@ -136,9 +131,3 @@ class Archive(Service):  # type: ignore[misc]  # mode is untyped here
         if not self.enabled:
             return {"enabled": False}
         return {"enabled": True, **self.said, "restarts": self.restarts}
-
-
-def environment() -> dict[str, str]:
-    """Environment in which the archivist finds the packages that this process runs from."""
-    root = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": root, "PYTHONSAFEPATH": "1"}

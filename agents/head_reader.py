@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 from streams.errors import TopicProblem
 from tables.partition import Logged
 
-from .archive import environment
-from .pipe import frame, read_frame
+from .pipe import frame, read_frame, start
 
 Place = tuple[str, int]
 """Topic without prefix, partition."""
@@ -59,9 +57,7 @@ class HeadReader:
         async with self._asking:
             process = self._process
             if process is None or process.returncode is not None:
-                process = self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "agents.archive_head", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26, env=environment()
-                )
+                process = self._process = await start("agents.archive_head")
                 assert process.stdin is not None
                 process.stdin.write(frame(self.about))
             assert process.stdin is not None and process.stdout is not None

@@ -1,13 +1,28 @@
-"""Frames between a worker and its archivist: four bytes of length, then one MessagePack value."""
+"""Processes beside a worker, and the frames between them: four bytes of length, then one MessagePack value."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from .processors import anywhere
+
 MOST_BYTES = 1 << 30
+ROOT = Path(__file__).resolve().parent.parent
+
+
+async def start(module: str) -> asyncio.subprocess.Process:
+    """A process that runs a module of the packages that this one runs from, with pipes to both ends of it."""
+    pipe = asyncio.subprocess.PIPE
+    with anywhere():
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", module, stdin=pipe, stdout=pipe, limit=1 << 26, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+        )
 
 
 def frame(value: Any) -> bytes:
