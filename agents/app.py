@@ -33,7 +33,7 @@ from .engine import Engine, EngineConfig
 from .http import Routes
 from .letters import LetterRate
 from .limits import LOOPBACK, tls
-from .lists import Lists
+from .lists import TendLists
 from .registry import FOLD_SETTINGS, schema_of
 from .rules import Rules
 from .scores import Scores
@@ -245,7 +245,7 @@ def build(settings: Settings) -> seam.App:
     engine.add_dependency(ClearedAlerts(engine, rules))
     engine.add_dependency(Standings(engine, rules))
     engine.add_dependency(archive)
-    engine.add_dependency(Lists(routes))
+    engine.add_dependency(TendLists(routes))
     engine.add_dependency(Tombstones(engine, min(60.0, 12 * settings.get("alert_interval_s"))))
     limit = settings.get("dead_letters_per_minute")
     if limit is not None:

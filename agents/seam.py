@@ -6,7 +6,8 @@ then paid once a chunk; what may be committed is decided by the engine, which kn
 
 Overridden, each for a reason of design.md §4: the consumer's creation (hard-coded isolation, fetch wait and assignor), the
 fetch (positions), getmany (chunks, seeks inside it), ack/gap/committable (Faust acks what nobody folded), the event-path
-watchdog (false alarms), the table manager (recovery of tables that are not Faust's), the boot order, the HTTP server's limits.
+watchdog (false alarms), aiokafka's view of fetched bytes (it does not give them back: checksums and the size of chunks need them),
+the table manager (recovery of tables that are not Faust's), the boot order, the HTTP server's limits.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ EXPANDS = 8
 LENGTH_ENDS, CRC_ENDS = 12, 21
 """Where in a batch of records its length ends, of what follows, and its checksum, of what follows (Kafka's record format 2)."""
 NO_BYTES = memoryview(b"")
-IN_HARDWARE = google_crc32c.implementation == "c"
+COMPILED = google_crc32c.implementation == "c"
 """Whether google-crc32c has its compiled part here; the other is slower than aiokafka's."""
 R = TypeVar("R")
 
@@ -290,7 +291,7 @@ class _Batches:
 
     def __init__(self, batches: Any) -> None:
         self._all = batches
-        self._raw: bytes = getattr(batches, "raw", b"")
+        self._raw: bytes = batches.raw
         self._at = 0
         self.has_next = batches.has_next
 
@@ -306,10 +307,10 @@ class _Batch:
     Its records are read in order, by one reader after the other; what one has read too far the next finds.
 
     Args:
-        summed: the bytes that its checksum is of, where they are at hand.
+        summed: the bytes that its checksum is of.
 
     Attributes:
-        weight: how much there is to unpack, bytes, about; 0 where that is not known.
+        weight: how much there is to unpack, bytes, about. (Batches of Kafka's first formats do not tell whether they are compressed.)
     """
 
     __slots__ = ("_ahead", "_batch", "_passed", "_records", "_summed", "offset", "weight")
@@ -328,8 +329,8 @@ class _Batch:
         return next(self._batch)
 
     def validate_crc(self) -> bool:
-        """Whether the bytes are those that were sent: by the processor's own instruction, since aiokafka's sum costs more than all else of a fetch."""
-        if not IN_HARDWARE or not self._summed or self._batch.magic < 2:
+        """Whether the bytes are those that were sent: by google-crc32c, since aiokafka's sum costs a third to a half of a fetch (`benchmarks.fetching`)."""
+        if not COMPILED or getattr(self._batch, "magic", 0) < 2:  # Kafka's first formats, whose batches do not tell theirs, have another sum
             return bool(self._batch.validate_crc())
         return bool(google_crc32c.value(bytes(self._summed)) == self._batch.crc)
 

@@ -38,6 +38,8 @@ STEP_S = 20
 """Event time between two events."""
 KEYS = 20
 """Names of each kind that both runs begin with: few, so that the windows of each are full long before the second half (of 100 they are not)."""
+TASKS = 97
+"""Names of tasks: what is remembered of each agent's tasks is full after a few hundred thousand events, too."""
 AHEAD = 100_000
 """Records that may wait on the log: a worker that is far behind holds more of them in its hands."""
 SAMPLES = 200
@@ -113,9 +115,9 @@ class Events:
             elif dice < 18:
                 one = name("agent")
                 topic, type_, key = "judgments", "task.completed", f"default|{one}"
-                data = f'{{"task":"t{i % 999}","agent":"{one}","success":true,"quality":{good:.4f},"tokens":90,"duration_ms":{rng.randrange(900)}}}'
+                data = f'{{"task":"t{i % TASKS}","agent":"{one}","success":true,"quality":{good:.4f},"tokens":90,"duration_ms":{rng.randrange(900)}}}'
             elif dice < 19 and i % 40 < 20:
-                one, task = judged = name("agent"), f"t{i % 999}"
+                one, task = judged = name("agent"), f"t{i % TASKS}"
                 topic, type_, key = "judgments", "judgment.recorded", f"default|{one}"
                 data = f'{{"task":"{task}","judge":"j{i % 5}","agent":"{one}","overall_confidence":0.9,"criteria":{{"a":{good:.4f}}},"evaluation_time_ms":12}}'
             elif dice < 19:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from math import frexp
@@ -590,31 +591,11 @@ class ListKeeper:
         """
         name = reader.tenant, source
         self._collect(source)
-        held = self.held.pop(name, None)
-        if held is None:
-            held = Held(source, reader.tenant)
-            for table in source.tables:
-                self._using.setdefault(table, {}).setdefault(reader.tenant, []).append(held)
+        held = self.held.pop(name, None) or self._begin(name)
+        self.held[name] = held  # the one asked for last
         held.used = self.clock()
-        if held.too_many_due():
-            held.due = set()
-            held.parts.clear()
-        elif held.due:
-            due, held.due = held.due, set()
-            self._take(reader, held, due)
-        lacking = {one: make for one, make in wanted.items() if one not in held.parts}
-        if lacking:
-            self._watch(source)
-            self.n_made += len(lacking)
-        answer = {one: held.parts.pop(one) for one in wanted if one in held.parts}
-        if lacking:
-            every = list(source.every(reader))
-            held.n = len(every)
-            answer |= made(reader, source, lacking, every)
-        held.parts |= answer
-        while len(held.parts) > max(MOST_LISTS, len(wanted)):
-            del held.parts[next(iter(held.parts))]
-        self.held[name] = held
+        with self._dropped_if_not_whole(name):
+            answer = self._answer(reader, held, wanted)
         self._count(held)
         if self.n_kept > self.most:
             oldest = list(self.held)
@@ -624,29 +605,80 @@ class ListKeeper:
             self._unwatch()
         return answer
 
+    def _begin(self, name: tuple[str, Source[Any]]) -> Held:
+        """Nothing is kept yet, but who changes a row marks it from now on."""
+        tenant, source = name
+        held = Held(source, tenant)
+        for table in source.tables:
+            self._using.setdefault(table, {}).setdefault(tenant, []).append(held)
+        return held
+
+    @contextmanager
+    def _dropped_if_not_whole(self, name: tuple[str, Source[Any]]) -> Iterator[None]:
+        """Where looking at keys fails, which is a bug of a view, no list is kept that lacks them."""
+        try:
+            yield
+        except BaseException:
+            self._drop(name)
+            self._unwatch()
+            raise
+
+    def _answer(self, reader: Reader, held: Held, wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
+        if held.too_many_due():
+            held.due = set()
+            held.parts.clear()
+        elif held.due:
+            due, held.due = held.due, set()
+            self._take(reader, held, due)
+        lacking = {one: make for one, make in wanted.items() if one not in held.parts}
+        if lacking:
+            self._watch(held.source)
+            self.n_made += len(lacking)
+        answer = {one: held.parts.pop(one) for one in wanted if one in held.parts}
+        if lacking:
+            every = list(held.source.every(reader))
+            held.n = len(every)
+            answer |= made(reader, held.source, lacking, every)
+        held.parts |= answer
+        while len(held.parts) > max(MOST_LISTS, len(wanted)):
+            del held.parts[next(iter(held.parts))]
+        return answer
+
     def tend(self, reader_of: Callable[[str], Reader], most: int) -> int:
-        """Look at some changed keys of lists that were asked for lately, so that the next question finds few: a turn of a few milliseconds.
+        """Look at some changed keys of lists that were asked for lately, so that the next question finds few; drop lists that it would make anew.
 
         Args:
             reader_of: a tenant's reader.
-            most: keys looked at.
+            most: keys looked at. Where none is left to look at, all rows that were marked meanwhile are gone through for their keys besides.
 
         Returns:
             How many keys were looked at; 0 = there is nothing to do.
         """
-        now = self.clock()
-        asked = [held for held in self.held.values() if now - held.used <= TENDED_S]
-        for source in dict.fromkeys(held.source for held in asked):
-            self._collect(source)
-        waiting = [held for held in self.held.values() if held in asked and len(held.due) > FEW_DUE and not held.too_many_due()]
+        waiting = self._waiting()
+        if not waiting:
+            now = self.clock()
+            for source in dict.fromkeys(held.source for held in self.held.values() if now - held.used <= TENDED_S):
+                self._collect(source)
+            stale = [name for name, held in self.held.items() if held.too_many_due()]
+            for name in stale:
+                self._drop(name)
+            if stale:
+                self._unwatch()
+            waiting = self._waiting()
         if not waiting:
             return 0
         held = max(waiting, key=lambda held: len(held.due))
         some = set(islice(held.due, most))
         held.due -= some
-        self._take(reader_of(held.tenant), held, some)
+        with self._dropped_if_not_whole((held.tenant, held.source)):
+            self._take(reader_of(held.tenant), held, some)
         self._count(held)
         return len(some)
+
+    def _waiting(self) -> list[Held]:
+        """Lists that were asked for lately, with more changed keys than are left to the next question."""
+        now = self.clock()
+        return [held for held in self.held.values() if len(held.due) > FEW_DUE and now - held.used <= TENDED_S]
 
     def _take(self, reader: Reader, held: Held, due: Collection[Key]) -> None:
         """Look at keys again."""

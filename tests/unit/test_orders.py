@@ -406,6 +406,14 @@ def test_only_what_changed_is_looked_at_again_and_a_row_that_is_dirty_still_once
     assert (worker.keeper.n_made, worker.keeper.n_again) == (1, 2)
 
 
+def due(keeper: ListKeeper) -> dict[str, int]:
+    """Changed keys of each tenant that wait to be looked at."""
+    found: Counter[str] = Counter()
+    for held in keeper.held.values():
+        found[held.tenant] += len(held.due)
+    return found
+
+
 def test_between_questions_changed_keys_are_looked_at_little_by_little_but_for_a_few() -> None:
     worker, now = filled(400), [0.0]
     keeper = worker.keeper = ListKeeper(worker.topics, worker.schema.homes, lambda: now[0])
@@ -414,10 +422,15 @@ def test_between_questions_changed_keys_are_looked_at_little_by_little_but_for_a
     worker.ask("/trust", {}, keeper, "other")
     assert keeper.tend(worker.reader, 50) == 0, "nothing has changed"
     worker.absorb([event(f"k{n}", 1) for n in range(100 + few)])
-    worker.absorb([event(f"k{n}", 1, "other") for n in range(2 * few)])
-    kept = keeper.n_kept
-    assert [keeper.tend(worker.reader, 50) for _ in range(4)] == [50, 50, 50, 0], "those of whom most wait come first"
-    assert kept < keeper.n_kept <= kept + 4 * few, "what they take is counted"
+    worker.absorb([event(f"k{n}", 1, "other") for n in range(80 + few)])
+    kept, seen = keeper.n_kept, []
+    while keeper.tend(worker.reader, 50):
+        seen.append(due(keeper))
+        now[0] += 1.0
+    assert seen == [
+        {"acme": 50 + few, "other": 80 + few}, {"acme": 50 + few, "other": 30 + few}, {"acme": few, "other": 30 + few}, {"acme": few, "other": few - 20}
+    ], "those of whom most wait come first"  # fmt: skip
+    assert keeper.n_kept - kept == few + 80 + few, "what they take is counted: keys that wait too"
     worker.absorb([event("k0", 2), event("new", 2)])
     assert keeper.tend(worker.reader, 50) > 0 == keeper.tend(worker.reader, 50)
     before = keeper.n_again
@@ -425,16 +438,97 @@ def test_between_questions_changed_keys_are_looked_at_little_by_little_but_for_a
     assert worker.ask("/trust", {}, keeper, "other") == worker.ask("/trust", {}, None, "other")
     assert 0 < keeper.n_again - before <= 2 * few, "the question has the rest"
 
-    worker.absorb([event(f"k{n}", 3) for n in range(100)])
-    now[0] = orders.TENDED_S + 1
-    assert keeper.tend(worker.reader, 50) == 0, "nobody has asked lately"
+
+def test_lists_of_every_source_are_tended_for_a_while_after_the_last_question() -> None:
+    worker, now = filled(200), [0.0]
+    keeper = worker.keeper = ListKeeper(worker.topics, worker.schema.homes, lambda: now[0])
+    inputs = {f"v{n}": 1.0 for n in range(90)}
+    forecast = {
+        "specversion": "1.0",
+        "source": "t",
+        "type": "forecast.issued.v1",
+        "tenant": "acme",
+        "data": {"forecast_id": "f", "model": "m", "inputs": inputs},
+    }
+    worker.absorb([{**forecast, "id": "f1"}])
+    worker.ask("/trust", {}, keeper)
+    worker.ask("/variables", {}, keeper)
+    worker.absorb([{**forecast, "id": "f2"}, *(event(f"k{n}", 1) for n in range(70))])
+    assert [keeper.tend(worker.reader, 90) for _ in range(3)] == [90, 70, 0]
+    worker.absorb([event(f"k{n}", 2) for n in range(70)])
+    now[0] = orders.TENDED_S
+    assert keeper.tend(worker.reader, 10) == 10
+    now[0] += 1
+    assert keeper.tend(worker.reader, 10) == 0, "to be tended is not to be asked for"
     assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None)
-    worker.absorb([event(f"n{n}", 4) for n in range(300)])
+
+
+def test_lists_of_which_so_much_changed_that_they_would_be_made_anew_are_dropped_at_once_whoever_they_are_of() -> None:
+    worker, now = filled(400), [0.0]
+    keeper = worker.keeper = ListKeeper(worker.topics, worker.schema.homes, lambda: now[0])
+    worker.ask("/trust", {}, keeper)
+    now[0] = orders.TENDED_S + 1
+    worker.ask("/trust", {}, keeper, "other")
+    worker.absorb([event(f"n{n}", 4) for n in range(1_000)])
+    worker.absorb([event(f"n{n}", 4, "other") for n in range(100)])
     assert keeper.tend(worker.reader, 50) == 50
-    worker.absorb([event(f"m{n}", 5) for n in range(1_000)])
+    assert [tenant for tenant, _ in keeper.held] == ["other"] and keeper.n_kept == 50 + 50, "places, and keys that wait"
     made = keeper.n_made
-    assert keeper.tend(worker.reader, 50) == 0, "it will be made anew"
-    assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None) and keeper.n_made == made + 1
+    for _ in range(3):
+        assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None) and keeper.n_made == made + 1
+
+
+def test_lists_that_a_question_makes_anew_have_nothing_due_any_more() -> None:
+    worker = filled(400)
+    worker.ask("/trust", {}, worker.keeper)
+    worker.absorb([event(f"n{n}", 4) for n in range(1_000)])
+    for _ in range(3):
+        assert worker.ask("/trust", {}, worker.keeper) == worker.ask("/trust", {}, None)
+    assert worker.keeper.n_made == 2 and due(worker.keeper) == {"acme": 0}
+
+
+def test_lists_whose_marks_are_given_up_while_they_are_tended_are_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = filled(400)
+    keeper = worker.keeper
+    worker.ask("/trust", {}, keeper)
+    worker.absorb([event(f"k{n}", 1) for n in range(100)])
+    assert keeper.tend(worker.reader, 60) == 60 and keeper.tend(worker.reader, 30) == 30
+    monkeypatch.setattr("tables.partition.MOST_MARKS", 10)
+    worker.absorb([event(f"k{n}", 2) for n in range(200)])
+    for p in worker.topics["judgments"]:
+        worker.flush(p)
+    assert keeper.tend(worker.reader, 50) == 0 and not keeper.held and keeper.n_kept == 0
+    assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None)
+
+
+@pytest.mark.parametrize("when", ["a question", "tending"])
+def test_where_a_key_cannot_be_looked_at_no_list_is_kept_that_lacks_it(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = filled(400)
+    keeper = worker.keeper
+    worker.ask("/trust", {}, keeper)
+    worker.absorb([event(f"k{n}", 1) for n in range(100)])
+    rows, n = PartitionReader.rows, [0]
+
+    def fails_once(*args: Any) -> Any:
+        n[0] += 1
+        if n[0] == 40:
+            raise ZeroDivisionError
+        return rows(*args)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PartitionReader, "rows", fails_once)
+        with pytest.raises(ZeroDivisionError):
+            worker.ask("/trust", {}, keeper) if when == "a question" else keeper.tend(worker.reader, 64)
+    assert not keeper.held and not keeper._using and keeper.n_kept == 0
+    assert keeper.tend(worker.reader, 64) == 0
+    for _ in range(2):
+        assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None)
+    monkeypatch.setattr("tables.partition.MOST_MARKS", 10)
+    worker.absorb([event(f"k{n}", 2) for n in range(200)])
+    for p in worker.topics["judgments"]:
+        worker.flush(p)
+    assert keeper.tend(worker.reader, 64) == 0
+    assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None)
 
 
 def event(id: str, n: int, tenant: str = "acme") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecord, DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c as crc32c
 from faust.app.base import BootStrategy
 from faust.tables.manager import TableManager
@@ -72,6 +72,7 @@ def test_the_private_parts_we_lean_on_are_there() -> None:
     assert {"beginning_offsets", "end_offsets", "position", "getmany"} <= set(dir(aiokafka.AIOKafkaConsumer))
     assert list(inspect.signature(fetcher.PartitionRecords._consumer_record).parameters) == ["self", "tp", "record"]
     assert {"offset", "timestamp", "key", "value", "headers"} <= set(dir(DefaultRecord))
+    assert "MemoryRecords(part_data[-1])" in inspect.getsource(fetcher.Fetcher)
     assert "self._fetch_max_wait_ms," in inspect.getsource(fetcher.Fetcher._get_actions_per_node)
     assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher) and "self._records = " not in inspect.getsource(
         fetcher.Fetcher._fetch_requests_routine
@@ -193,8 +194,11 @@ def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when
         parts = list(taken.cut(most))
         assert (parts[0].start, parts[-1].end) == (taken.start, taken.end)
         assert all(before.end == part.start for before, part in pairwise(parts)) and all(len(part) <= most for part in parts)
-        weights = [[batch.weight for batch, _, _ in part._parts or ()] for part in parts]
-        assert all(len(of) == 1 or sum(of) <= heaviest for of in weights if of)
+        for part in parts:
+            of = list(part._parts or ())
+            assert len(part) == sum(end - begin for _, begin, end in of)
+            assert len(of) == 1 or sum(batch.weight for batch, _, _ in of) <= heaviest
+            assert of or (len(parts) == 1 and not len(taken)), "a chunk of nothing is a fetch of nothing"
         spans += parts
         if when == "at once":
             found += map(plainly, parts)
@@ -209,7 +213,7 @@ def test_packed_records_are_those_that_aiokafka_takes_one_by_one(seed: int, when
     assert expected or aborted or position or when == "not all"
 
 
-def test_compressed_batches_weigh_what_they_may_become_and_few_of_them_are_a_chunk() -> None:
+def test_compressed_batches_weigh_what_they_may_become_and_few_of_them_are_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     def batch(compression: int, first: int) -> bytes:
         builder = DefaultRecordBatchBuilder(
             magic=2, compression_type=compression, is_transactional=False, producer_id=0, producer_epoch=0, base_sequence=0, batch_size=1 << 20
@@ -222,37 +226,70 @@ def test_compressed_batches_weigh_what_they_may_become_and_few_of_them_are_a_chu
         tp, result = result_of(b"".join(batch(compression, 100 * n) for n in range(12)), [], Assigned(0))
         seam.packed(SimpleNamespace(_records={tp: result}))
         assert [len(list(part)) for part in result.getall().cut(4096)] == chunks
+    monkeypatch.setattr(seam, "HEAVIEST_CHUNK", 250_000)
+    tp, result = result_of(b"".join(batch(0, 100 * n) for n in range(3)), [], Assigned(0))
+    seam.packed(SimpleNamespace(_records={tp: result}))
+    assert [len(list(part)) for part in result.getall().cut(150)] == [150, 150], "a chunk begins with no weight, by whatever the last one ended"
 
 
-@pytest.mark.parametrize("by", ["the processor", "aiokafka", "aiokafka, whose records do not have their bytes"])
+def batches_of(raw: bytes) -> list[bytes]:
+    """The batches that a broker's answer is made of."""
+    found = []
+    while raw:
+        end = 12 + int.from_bytes(raw[8:12], "big")
+        found.append(raw[:end])
+        raw = raw[end:]
+    return found
+
+
+@pytest.mark.parametrize("by", ["google-crc32c", "aiokafka"])
 @pytest.mark.parametrize("seed", range(40))
 def test_a_changed_byte_is_noticed_and_what_lies_before_its_batch_is_taken(seed: int, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seam, "IN_HARDWARE", by != "aiokafka")
-    if "not have" in by:
-        monkeypatch.setattr(fetcher, "MemoryRecords", MemoryRecords)
+    monkeypatch.setattr(seam, "COMPILED", by == "google-crc32c")
+    if by == "aiokafka":
+        monkeypatch.setattr(google_crc32c, "value", None)
     rng = random.Random(seed)
     raw, aborted, position = fetched_bytes(rng)
-    theirs = Assigned(position)
-    expected = plainly(result_of(raw, aborted, theirs)[1].getall())
-    starts = [0]
-    while starts[-1] < len(raw):
-        starts.append(starts[-1] + 12 + int.from_bytes(raw[starts[-1] + 8 : starts[-1] + 12], "big"))
-    hit = rng.randrange(len(starts) - 1)
-    at = rng.randrange(starts[hit] + 17, starts[hit + 1])  # the checksum itself, or behind it
-    broken = raw[:at] + bytes([raw[at] ^ 1 << rng.randrange(8)]) + raw[at + 1 :]
-    assigned = Assigned(position)
-    tp, result = result_of(broken, aborted, assigned)
+    expected = plainly(result_of(raw, aborted, Assigned(position))[1].getall())
+    batches = batches_of(raw)
+    hit = rng.randrange(len(batches))
+    at = rng.randrange(17, len(batches[hit]))  # the checksum itself, or behind it
+    broken = bytearray(batches[hit])
+    broken[at] ^= 1 << rng.randrange(8)
+    tp, result = result_of(b"".join([*batches[:hit], broken, *batches[hit + 1 :]]), aborted, Assigned(position))
     seam.packed(SimpleNamespace(_records={tp: result}))
     found = []
     with pytest.raises(CorruptRecordException, match="Invalid CRC"):
         while result.has_more():
             found += plainly(result.getall(1))
-    assert found == expected[: len(found)]
-    assert all(record[0] < int.from_bytes(raw[starts[hit] : starts[hit] + 8], "big") for record in found)
+    assert found == [record for record in expected if record[0] < int.from_bytes(batches[hit][:8], "big")]
 
 
-def test_the_checksum_is_the_processors_and_a_batch_that_was_begun_holds_no_fetched_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert seam.IN_HARDWARE
+@pytest.mark.parametrize("compression", [0, 1])
+@pytest.mark.parametrize("magic", [0, 1])
+def test_batches_of_kafkas_first_formats_are_taken_and_summed_as_aiokafka_does(magic: int, compression: int) -> None:
+    builder = LegacyRecordBatchBuilder(magic=magic, compression_type=compression, batch_size=1 << 20)
+    for n in range(5):
+        builder.append(n, timestamp=10 + n, key=b"k%d" % n, value=b"v%d" % n)
+    raw = bytes(builder.build())
+    if compression:
+        raw = (4).to_bytes(8, "big") + raw[8:]  # a broker gives what wraps the others the offset of the last
+
+    def found(raw: bytes, packed: bool) -> list[tuple[int, int, bytes, bytes]]:
+        tp, result = result_of(raw, [], Assigned(0))
+        if packed:
+            seam.packed(SimpleNamespace(_records={tp: result}))
+        return plainly(result.getall())
+
+    assert found(raw, True) == found(raw, False) and len(found(raw, True)) == 5
+    broken = raw[:-1] + bytes([raw[-1] ^ 1])
+    for packed in (True, False):
+        with pytest.raises(CorruptRecordException):
+            found(broken, packed)
+
+
+def test_a_checksum_is_made_of_all_behind_it_and_a_batch_that_was_begun_holds_no_fetched_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seam.COMPILED
     summed: list[int] = []
     monkeypatch.setattr(google_crc32c, "value", lambda raw: summed.append(len(raw)) or crc32c(raw))  # type: ignore[func-returns-value]
     raw, aborted, position = fetched_bytes(random.Random(1))
