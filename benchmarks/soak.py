@@ -5,7 +5,8 @@ the product's core and folds alone (no Kafka, no HTTP; faster). Two runs, one af
 the events brings a key that nobody has seen (1 %), and one in which none does. The second shows that the rest is flat, the difference of both what a key costs.
 
 Everything that is bounded has to be full before a slope means anything: dedupe windows, rings, windows of days. So
-event time moves on 20 s an event (5 million are three years, and the longest window, 400 days, is full after a third), and slopes are taken of the second half.
+event time moves on 20 s an event (5 million are three years; the longest windows, 400 days, are full after a third, the rows of the rarest names after
+three quarters), and slopes are taken of the last quarter.
 
 The files beside this one are of a whole run with ``--in-process``; what they show is in docs/bounds.md.
 
@@ -37,7 +38,7 @@ T0 = 1_692_000_000
 STEP_S = 20
 """Event time between two events."""
 KEYS = 20
-"""Names of each kind that both runs begin with: few, so that the windows of each are full long before the second half (of 100 they are not)."""
+"""Names of each kind that both runs begin with: few, so that the windows of each are full long before the last quarter (of 100 they are not)."""
 TASKS = 97
 """Names of tasks: what is remembered of each agent's tasks is full after a few hundred thousand events, too."""
 AHEAD = 100_000
@@ -254,9 +255,14 @@ def by_broker(bootstrap: str, n: int, new: float, told: Callable[[Sample], None]
         process.wait(60)
 
 
+def at_the_end(samples: list[Sample]) -> list[Sample]:
+    """Those of the last quarter."""
+    return [one for one in samples if one.events > samples[-1].events * 0.75]
+
+
 def slopes(samples: list[Sample]) -> tuple[float, float]:
-    """Bytes of memory an event, and rows an event, over the second half."""
-    late = [one for one in samples if one.events > samples[-1].events / 2]
+    """Bytes of memory an event, and rows an event, at the end."""
+    late = at_the_end(samples)
     x = [float(one.events) for one in late]
     return linear_regression(x, [one.rss_mb * 2**20 for one in late]).slope, linear_regression(x, [float(one.rows) for one in late]).slope
 
@@ -269,12 +275,12 @@ def conclude(runs: dict[float, list[Sample]]) -> tuple[str, bool]:
         memory, rows = found[new]
         lines.append(
             f"{new:.0%} new keys: {samples[-1].events:,} events, {samples[-1].rss_mb:.0f} MB and {samples[-1].rows:,} rows at the end; "
-            f"second half {memory:+.2f} bytes and {rows:+.5f} rows an event"
+            f"last quarter {memory:+.2f} bytes and {rows:+.5f} rows an event"
         )
     if 0.0 in found and len(found) > 1:
         new = max(found)
         flat = found[0.0][0] <= LIMIT_BYTES_PER_EVENT
-        late = [one for one in runs[new] if one.events > runs[new][-1].events / 2]
+        late = at_the_end(runs[new])
         a_key = (late[-1].new_keys - late[0].new_keys) / (late[-1].events - late[0].events)
         lines.append(f"a new key: {(found[new][0] - found[0.0][0]) / a_key:,.0f} bytes in {(found[new][1] - found[0.0][1]) / a_key:.1f} rows")
         lines.append(f"the rest: {'flat' if flat else 'GROWS'} ({found[0.0][0] * 1e6 / 2**20:+.2f} MB a million events)")
@@ -308,7 +314,7 @@ def picture(runs: dict[float, list[Sample]]) -> str:
         last = samples[-1]
         place = f'x="{width - left - 8}" y="{y(last.rss_mb / most_mb) - 6:.1f}"'
         parts.append(f'<text {place} text-anchor="end" fill="{colour}">{new:.0%} new keys: {last.rss_mb:.0f} MB</text>')
-    parts.append(f'<text x="{width - left}" y="{height - 12}" text-anchor="end">lines: resident memory; dashed: rows; slopes are of the second half</text>')
+    parts.append(f'<text x="{width - left}" y="{height - 12}" text-anchor="end">lines: resident memory; dashed: rows; slopes are of the last quarter</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 
