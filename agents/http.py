@@ -371,7 +371,7 @@ class Routes:
         async with self.stream(request) as (caller, response, queue):
             told: dict[str, Any] | None = None
             told_at = 0.0
-            while not self.engine.should_stop:
+            while self.goes_on(request):
                 now, brief = time.monotonic(), self.brief(caller)
                 if brief != told or now - told_at > TELL_S:
                     self.caller(request, again=True)  # a token that has expired, or was taken out, ends its streams
@@ -410,6 +410,10 @@ class Routes:
                     request.transport.abort()
             except ConnectionError:
                 pass  # the reader has gone
+
+    def goes_on(self, request: web.Request) -> bool:
+        """Whether a stream has a reader, and this worker is to serve it: who has gone is noticed without anything to tell them."""
+        return not self.engine.should_stop and request.transport is not None and not request.transport.is_closing()
 
     async def healthz(self, request: web.Request) -> web.Response:
         """The process answers."""
@@ -500,7 +504,7 @@ class Routes:
         """Server-sent events: every new alert message of the tenant."""
         async with self.stream(request) as (caller, response, queue):
             told_at = time.monotonic()
-            while not self.engine.should_stop:
+            while self.goes_on(request):
                 message = None
                 with contextlib.suppress(TimeoutError):
                     message = await asyncio.wait_for(queue.get(), 1)

@@ -22,7 +22,7 @@ import msgspec
 from streams.keys import encode_key
 
 from .alerting import LEVELS, emit
-from .moments import Moments
+from .moments import Moments, plain_sum
 from .tails import binomial_tail, welch_fall
 from .times import day
 
@@ -342,8 +342,8 @@ def recount(state: Watch, ring: Completions) -> None:
     recent, before = ring.recent(), ring.before()
     state.failures = sum(not success for success, _, _ in before)
     good, good_before = [q for _, q, _ in recent if q == q], [q for _, q, _ in before if q == q]
-    state.qualities, state.quality = len(good), sum(good, 0.0)
-    state.qualities_before, state.quality_before = len(good_before), sum(good_before, 0.0)
+    state.qualities, state.quality = len(good), plain_sum(good)
+    state.qualities_before, state.quality_before = len(good_before), plain_sum(good_before)
     timed(state, [d for _, _, d in recent if d == d], [d for _, _, d in before if d == d], state.floor)
 
 
@@ -455,7 +455,7 @@ def judge_scores(p: Partition, event: Event, standing: Standing, agent: str, rec
     """``agent.judgment``: the mean overall score of the last 20 judgments."""
     if len(recent) < RECENT:
         return
-    mean = sum(recent) / len(recent)
+    mean = plain_sum(recent) / len(recent)
     level = fallen(standing.level, mean, 0.7, 0.5, 0.75)
     if level != standing.level:
         says = f"Agent {agent}: mean overall score {mean:.2f} over its last {RECENT} judgments; {_advice(level)}"
@@ -466,7 +466,7 @@ def judge_budget(p: Partition, event: Event, standing: Standing, agent: str, rec
     """``agent.budget``: the mean utilisation of the last 20 thinking budgets."""
     if len(recent) < RECENT:
         return
-    mean = sum(recent) / len(recent)
+    mean = plain_sum(recent) / len(recent)
     level = CRITICAL if mean > 0.95 else WARNING if mean > 0.90 else OK if mean < 0.85 else min(standing.level, WARNING)
     if level != standing.level:
         says = f"Agent {agent} uses {mean:.0%} of its last {RECENT} thinking budgets; {_advice(level)}"

@@ -27,6 +27,7 @@ from streams.keys import encode_key
 from .alerting import LEVELS, emit
 from .fold import Fold, NotFound, Reader, View
 from .forecast_memory import ISSUED, RESOLVED, UNKNOWN, Issued, Remembered, digest_of, find, remember, row_of
+from .moments import plain_sum
 from .rows import Table
 from .times import day, rfc3339_or_none
 from .variable_states import TOPIC, FoldSettings, Model, VariableSettings
@@ -120,7 +121,7 @@ class Calibration(msgspec.Struct, array_like=True, gc=False):
     @property
     def ece(self) -> float | None:
         """Expected calibration error, 0…1; None without probabilities."""
-        return sum(abs(p - y) for p, y in zip(self.bin_p, self.bin_y, strict=True)) / self.n if self.n else None
+        return plain_sum(abs(p - y) for p, y in zip(self.bin_p, self.bin_y, strict=True)) / self.n if self.n else None
 
 
 class Recent(msgspec.Struct, array_like=True, gc=False):

@@ -8,6 +8,7 @@ from operator import mul
 from typing import Any, NamedTuple
 
 from .goal_state import GoalState
+from .moments import plain_sum
 from .regression import fit, t_quantile
 from .times import SECOND_US, rfc3339
 
@@ -76,7 +77,7 @@ def settled(state: GoalState, points: Sequence[tuple[int, float]], deadline_us: 
     times = [time_us for time_us, _ in points]
     middle = sum(times) // len(times)
     apart = [float(time_us - middle) for time_us in times]
-    slope = sum(map(mul, apart, [value for _, value in points])) / (sum(map(mul, apart, apart)) or 1.0)
+    slope = plain_sum(map(mul, apart, [value for _, value in points])) / (plain_sum(map(mul, apart, apart)) or 1.0)
     if not (slope < 0.0 if state.at_most else slope > 0.0):
         return False
     ahead_us = (state.target - current) / slope

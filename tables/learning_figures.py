@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .learning_state import Key, Point, StreamState
-from .moments import Moments
+from .moments import Moments, plain_sum
 from .orders import Columns, Place
 from .regression import fit
 from .rings import LONG_AGO
@@ -125,11 +125,16 @@ def last_below(reader: Reader, key: Key, states: list[StreamState]) -> list[Plac
     return [(-one.recent[-1][0], key, one.home) for one in states if one.recent] or None
 
 
+def total_of(figures: Any) -> float:
+    """`plain_sum` of an array."""
+    return 0.0 + float(np.cumsum(figures)[-1]) if len(figures) else 0.0
+
+
 def whole_sums(columns: Columns) -> tuple[int, float, float, float]:
     """Events of all streams, and the sums of their scores, rates and metrics."""
     n = column(columns, "n")
     if "sums" not in columns.derived:
-        columns.derived["sums"] = (int(n.sum()), *(sum(column(columns, name).tolist()) for name in ("scores", "rates", "metrics")))
+        columns.derived["sums"] = (int(n.sum()), *(total_of(column(columns, name)) for name in ("scores", "rates", "metrics")))
     return columns.derived["sums"]  # type: ignore[no-any-return]  # put there in the line before
 
 
@@ -155,7 +160,7 @@ def convergence_kept(columns: Columns, last: Sequence[tuple[Key, StreamState]], 
         since = int(column(columns, "since").min(initial=NEVER))
         known = columns.derived["convergence"] = {
             "first": int(column(columns, "first").min(initial=NEVER)),
-            "sum": sum(column(columns, "below_sum").tolist()),
+            "sum": total_of(column(columns, "below_sum")),
             "entered": int(column(columns, "entered").sum()),
             "left": int(column(columns, "left").sum()),
             "converged": since != NEVER,
@@ -197,11 +202,11 @@ def by_task(columns: Columns) -> dict[str, dict[str, Any]]:
         return {}
     below, entered, left, inside = (np.add.reduceat(column(columns, name), begins).tolist() for name in ("below", "entered", "left", "inside"))
     newest = np.maximum.reduceat(column(columns, "last"), begins).tolist()
-    sums = column(columns, "below_sum").tolist()
+    sums = column(columns, "below_sum")
     return {
         task: {
             "count": below[i],
-            "avg_convergence_metric": share(sum(sums[low:high]), below[i]) if below[i] else 0.0,
+            "avg_convergence_metric": share(total_of(sums[low:high]), below[i]) if below[i] else 0.0,
             "last_convergence": None if newest[i] == LONG_AGO else rfc3339(newest[i]),
             "entered": entered[i],
             "left": left[i],
@@ -231,7 +236,7 @@ def convergence_of(streams: Streams, at_us: int) -> dict[str, Any]:
         tasks.setdefault(item[0][0], []).append(item)
     return {
         "total_convergences": total,
-        "avg_convergence_metric": share(sum(state.below_sum for _, state in streams), total) if total else 0.0,
+        "avg_convergence_metric": share(plain_sum(state.below_sum for _, state in streams), total) if total else 0.0,
         "last_convergence": rfc3339(recent[-1][0]) if recent else None,
         "recent_convergences": [[rfc3339(t), task, metric] for t, _, _, task, metric in recent],
         "convergence_rate": total / hours if hours > 0 else 0.0,
@@ -251,7 +256,7 @@ def statistics_of(streams: Streams) -> dict[str, Any]:
     count = sum(state.below for _, state in streams)
     return {
         "count": count,
-        "avg_convergence_metric": share(sum(state.below_sum for _, state in streams), count) if count else 0.0,
+        "avg_convergence_metric": share(plain_sum(state.below_sum for _, state in streams), count) if count else 0.0,
         "last_convergence": rfc3339_or_none(max((state.recent[-1][0] for _, state in streams if state.recent), default=None)),
         "entered": sum(state.entered for _, state in streams),
         "left": sum(state.left for _, state in streams),

@@ -15,7 +15,7 @@ import msgspec
 from .fold import BadParameter, NotFound, Reader, View, names
 from .goal_views import GoalsParams
 from .learning_figures import FIGURES, LIVE, Streams, convergence_kept, convergence_of, events_of, mean, share, tendency, trend_of, whole_sums
-from .moments import Moments
+from .moments import Moments, plain_sum
 from .times import HOUR_US, rfc3339, rfc3339_or_none, to_us
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class LearningViews:
             streams = fold.streams(reader, params.task, params.run)
             points = fold.last(reader, streams, LIVE)
             total = sum(state.n for _, state in streams)
-            sums = [sum(getattr(state, name) for _, state in streams) for name in FIGURES[1:4]]
+            sums = [plain_sum(getattr(state, name) for _, state in streams) for name in FIGURES[1:4]]
         return {
             "task": params.task,
             "run": params.run,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from .fold import BadParameter, Reader
+from .moments import plain_sum
 from .regression import Fit, fit
 from .rows import Table
 from .times import HOUR_US, rfc3339, rfc3339_or_none
@@ -167,7 +168,7 @@ def direction(series: str, line: Fit, means: list[float]) -> str:
     if len(means) < 3 or score is None:
         return "stable"
     if series not in RATES:
-        size = sum(map(abs, means)) / len(means)
+        size = plain_sum(map(abs, means)) / len(means)
         score = score / size if size > 0.0 else 0.0
     if series in LOWER_IS_BETTER:
         score = -score

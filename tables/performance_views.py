@@ -19,6 +19,7 @@ from .executions import WAITING_KEYS
 from .facts import bucket, digest
 from .fold import BadParameter, NotFound, Reader, View, names
 from .judgments import TASK_BUCKETS, TASK_KEYS, merged, summary
+from .moments import plain_sum
 from .orders import Key, Order, Place, Source, same, whole_of
 from .performance_rows import (
     CLASSES,
@@ -446,7 +447,7 @@ def budget_of(states: Iterable[Budgets]) -> dict[str, Any]:
         if n or allocations:
             found[name] = {
                 "n": n,
-                "mean_utilisation": sum(row.utilisation[i] * row.uses[i] for row in rows) / n if n else None,
+                "mean_utilisation": plain_sum(row.utilisation[i] * row.uses[i] for row in rows) / n if n else None,
                 "exhaustion_rate": sum(row.exhausted[i] for row in rows) / n if n else None,
                 "tokens_used": sum(row.used[i] for row in rows),
                 "allocations": allocations,

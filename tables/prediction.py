@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from .moments import plain_sum
+
 BINS = 10
 CLIP = 1e-12
 """Probabilities are kept this far from 0 and 1 where their logarithm is taken."""
@@ -167,7 +169,7 @@ class Score(msgspec.Struct, array_like=True, gc=False):
         """n, Brier score, that of the base rate, skill, log loss (nats), expected calibration error and the bins; null without outcomes."""
         n = self.n
         brier, base = (self.brier / n, self.brier_base / n) if n else (None, None)
-        ece = sum(abs(total - wins) for _, total, wins in self.bins) / n if n else None
+        ece = plain_sum(abs(total - wins) for _, total, wins in self.bins) / n if n else None
         return {
             "n": n,
             "brier": brier,

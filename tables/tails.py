@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import comb, inf, sqrt
 
-from .moments import Moments
+from .moments import Moments, plain_sum
 from .regression import p_two_sided
 
 
@@ -26,7 +26,7 @@ def binomial_tail(k: int, n: int, p: float) -> float:
     if k <= 0:
         return 1.0
     q = 1.0 - p
-    return min(1.0, sum(comb(n, i) * p**i * q ** (n - i) for i in range(n, k - 1, -1)))
+    return min(1.0, plain_sum(comb(n, i) * p**i * q ** (n - i) for i in range(n, k - 1, -1)))
 
 
 def welch_fall(before: Moments, after: Moments) -> tuple[float | None, float]:

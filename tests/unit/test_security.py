@@ -522,6 +522,18 @@ def test_a_reader_that_is_too_slow_is_told_how_many_messages_it_missed_and_nothi
     assert wait(lambda: not board.subscribers)
 
 
+@pytest.mark.parametrize("path", ["/api/v1/alerts/stream", "/api/v1/status/stream"])
+def test_a_reader_that_has_gone_is_noticed_though_there_is_nothing_to_tell(server: Server, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.http.TELL_S", 1000.0)
+    board = server.service.engine.board
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(b"GET %b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token-of-a\r\n\r\n" % path.encode())
+        assert wait(lambda: len(board.subscribers) == 1)
+        time.sleep(0.7)  # what there is to tell at first
+    assert wait(lambda: not board.subscribers), "ten seconds, and a comment would be written after fifteen"
+    assert server.service.routes.streams == {}
+
+
 def test_a_stream_ends_with_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps(TOKENS))
