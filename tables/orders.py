@@ -41,6 +41,8 @@ TENDED_S = 10.0
 """Seconds after the last question for which changed keys are looked at before the next one comes."""
 FEW_DUE = 32
 """Changed keys that are left to the next question: those that change all the time are not looked at again and again."""
+MANY_LINES = 64
+"""Changed keys that are put into columns together."""
 AFRESH = 4
 """A list of which more than one in so many keys changed is made anew: that is cheaper."""
 
@@ -291,9 +293,11 @@ class Columns:
         self.take(reader, found)
 
     def take(self, reader: Reader, changed: Iterable[tuple[Key, Any]]) -> None:
-        """Some keys anew; their lines are put in when the columns are asked for."""
+        """Some keys anew; the lines of a few are put in when there are more of them, or when the columns are asked for."""
         for key, figures in changed:
             self._later[key] = [] if figures is None else self.lines(key, figures)
+        if len(self._later) >= MANY_LINES:
+            self._settle()
 
     def __len__(self) -> int:
         return (len(self.places) + len(self._later)) * (1 + len(self._columns)) // 2
