@@ -48,7 +48,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         self.beats: dict[str, set[str]] = {}
         self.news: dict[str, set[tuple[str, str]]] = {}
         """Rule -> (tenant, subject) of alert messages of others since it was judged."""
-        self.homes: dict[str, frozenset[int]] = {}
+        self.homes: dict[str, dict[int, int]] = {}
         self.use(rules)
         engine.on_schema.append(lambda schema: self.use(rule for fold in schema.folds for rule in fold.rules))
         self.n = {"judged": 0, "published": 0}
@@ -93,8 +93,9 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _rule(self, rule: MergedRule) -> None:
         engine = self.engine
-        owned = frozenset(n for (topic, n), shard in engine.core.shards.items() if topic == rule.topic and shard.ready)
-        newly, rules = owned - self.homes.get(rule.name, frozenset()), self.rules
+        shards = {n: shard for (topic, n), shard in engine.core.shards.items() if topic == rule.topic}
+        owned = {n: shard.epoch for n, shard in shards.items() if shard.ready}
+        newly, rules = owned.items() - self.homes.get(rule.name, {}).items(), self.rules  # what was lost and came back since the last look is new too
         if newly and not (await self._knows() and rules is self.rules):
             return
         due, self.due[rule.name] = self.due[rule.name], set()
@@ -115,7 +116,7 @@ class Rules(Service):  # type: ignore[misc]  # mode is untyped here
         for done, (tenant, key) in enumerate(sorted(due)):
             subject = rule.subject(key)
             home = zlib.crc32(subject.encode()) % count
-            if home in owned and engine.core.shards[(rule.topic, home)].ready:  # it may have gone to another worker meanwhile
+            if home in owned and shards[home].ready and shards[home].epoch == owned[home]:  # it may have gone to another worker meanwhile, and come back
                 await self._subject(rule, tenant, key, subject)
             if done % 200 == 199:
                 await self.sleep(0)

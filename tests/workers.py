@@ -75,7 +75,16 @@ class WorkerProcess:
             except (urllib.error.URLError, OSError):
                 pass
             time.sleep(0.05)
-        raise AssertionError(f"not within {timeout_s} s; the worker's log:\n{self.log.read_text()[-3000:]}")
+        raise AssertionError(f"not within {timeout_s} s; {self.standing()}; the worker's log:\n{self.log.read_text()[-3000:]}")
+
+    def standing(self) -> str:
+        """How far the worker is, in a line, for who waited in vain."""
+        try:
+            found = self.get("/status")
+            places = [" ".join(str(p[name]) for name in ("topic", "partition", "owner", "ready", "absorbed", "end", "safe")) for p in found["partitions"]]
+            return f"ready {found['ready']}, alerts {found['alerts']}, partitions (owner, ready, absorbed, end, safe): {', '.join(places)}"
+        except (OSError, KeyError, ValueError) as exc:
+            return f"it does not tell how far it is: {exc!r}"
 
     def get(self, path: str, api: str = "/api/v1", headers: dict[str, str] | None = None, **params: object) -> dict[str, Any]:
         """JSON of a view; errors raise."""

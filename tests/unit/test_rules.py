@@ -101,3 +101,29 @@ def test_who_cannot_learn_what_stands_judges_nothing_and_everything_later(tmp_pa
 
     asyncio.run(asyncio.wait_for(judged(), 20))
     assert len(told(producer)) == 1
+
+
+def test_what_was_due_when_its_partition_went_is_judged_when_it_comes_back_before_the_next_look(tmp_path: Path) -> None:
+    service, rules, rule, producer = owner(tmp_path)
+    fragile = {"model": "m", "fragility": 0.9, "certified": False, "inputs": {"w": 1.0, "x": 1.0}}
+    events = [
+        {"id": f"d{n}", "type": "forecast.issued.v1", "tenant": "default", "time": "2026-03-02T00:00:00Z", "data": {"forecast_id": f"d{n}", **fragile}}
+        for n in range(25)
+    ]
+    service.send(events)
+    shard, send = service.engine.core.shards[("forecasts", 0)], service.engine.send
+
+    async def away_meanwhile(*words: Any, **more: Any) -> Any:
+        shard.ready = False
+        return await send(*words, **more)
+
+    async def judged() -> None:
+        service.engine.send = away_meanwhile  # type: ignore[method-assign]  # the partition goes while a message is being written
+        await read_by(service, asyncio.create_task(rules._rule(rule)))
+        assert [one["data"]["subject"] for one in told(producer)] == ["w"]
+        service.engine.send = send  # type: ignore[method-assign]
+        shard.ready, shard.epoch = True, shard.epoch + 1
+        await read_by(service, asyncio.create_task(rules._rule(rule)))
+
+    asyncio.run(asyncio.wait_for(judged(), 20))
+    assert [(one["type"], one["data"]["subject"]) for one in told(producer)] == [("alert.opened.v1", "w"), ("alert.opened.v1", "x")]
