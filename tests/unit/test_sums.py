@@ -1,37 +1,95 @@
-"""Sums of doubles that are the same on every Python."""
+"""Sums over tenants for an admin: equal to one tenant that did everything, and each tenant's own answer beside them."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from tables.agent_alerts import Watch, recount
-from tables.learning_figures import total_of
-from tables.moments import plain_sum
+from ..service import TOKENS, Service
+
+ROOT = {"Authorization": "Bearer token-of-root", "X-Tenant": "*"}
+TENANTS = ("a", "b", "c")
+PATHS = (
+    "/costs", "/costs?by=day", "/costs?by=model", "/costs?since=2026-03-02&until=2026-03-04", "/metrics/summary", "/performance/stats",
+    "/performance/stats?task_type=code",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_sums_are_rounded_at_every_step_whatever_pythons_own_does(seed: int) -> None:
-    rng = random.Random(seed)
-    values = [rng.choice((0.1, 1e16, -1e16, rng.gauss(0, 1), -0.0)) for _ in range(rng.randrange(200))]
-    total = 0.0
-    for x in values:
-        total += x
-    assert plain_sum(values).hex() == plain_sum(iter(values)).hex() == total.hex()
-    assert total_of(np.array(values, np.float64)).hex() == total.hex()
-    assert plain_sum([0.1] * 10) == 0.9999999999999999
+def events(rng: random.Random) -> list[dict[str, Any]]:
+    """Costs, metrics and tasks of three tenants, who share the names of models, runs and kinds of task but no id."""
+    made = []
+    for n in range(900):
+        tenant = rng.choice(TENANTS)
+        time = f"2026-03-0{rng.randrange(1, 6)}T{rng.randrange(24):02}:00:00Z"
+        kind = rng.choice(("cost.incurred.v1", "metric.recorded.v1", "task.completed.v1", "task.started.v1"))
+        data: dict[str, Any]
+        if kind.startswith("cost"):
+            data = {"cost": f"0.{rng.randrange(1, 1000):03}", "model": rng.choice("mn"), "api_calls": rng.randrange(3)}
+        elif kind.startswith("metric"):
+            data = {"metric_type": rng.choice(("loss", "f1")), "model": "m", "run": tenant + rng.choice("12"), "value": rng.random(), "tags": ["x"]}
+        else:
+            data = {"execution_id": f"e{n}", "task": f"t{n}", "agent": tenant + rng.choice("12"), "task_type": rng.choice(("code", "text"))}
+            if kind.startswith("task.completed"):
+                data |= {"success": rng.random() < 0.7, "duration_ms": rng.randrange(1, 500)}
+        made.append({"id": f"x{n}", "source": "test", "type": kind, "time": time, "tenant": tenant, "data": data})
+    return made
 
 
-def test_what_a_row_keeps_of_an_agents_quality_is_such_a_sum() -> None:
-    class Ring:
-        def recent(self) -> list[tuple[bool, float, float]]:
-            return [(True, 0.1, 1.0)] * 10
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, Service]:
+    """Three tenants; and one that did all of it."""
+    folder: Path = tmp_path_factory.mktemp("sums")
+    shared, whole = (Service(folder / name, partitions=4, allowed=TOKENS) for name in ("shared", "whole"))
+    stream = events(random.Random(5))
+    shared.send(stream)
+    whole.send([{**event, "tenant": "all"} for event in stream])
+    return shared, whole
 
-        def before(self) -> list[tuple[bool, float, float]]:
-            return [(True, 0.1, 1.0)] * 20
 
-    state = Watch()
-    recount(state, Ring())  # type: ignore[arg-type]  # as much of a ring as is read
-    assert (state.quality, state.quality_before) == (0.9999999999999999, 2.0000000000000004)
+def alike(found: Any, wanted: Any, name: str) -> None:
+    """Equal, but for the order in which floating-point sums were made."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), name
+        for part, value in wanted.items():
+            alike(found[part], value, f"{name}.{part}")
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=1e-12), name
+    else:
+        assert found == wanted, name
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sums_over_tenants_are_those_of_one_tenant_that_did_everything(services: tuple[Service, Service], path: str) -> None:
+    shared, whole = services
+    found = shared.ask("/api/v1" + path, ROOT).json()
+    one = whole.ask("/api/v1" + path, {**ROOT, "X-Tenant": "all"}).json()
+    for name in ("as_of", "collecting", "collection_reason"):
+        one.pop(name, None)
+    told = found.pop("tenants")
+    assert found.pop("tenant") == "*"
+    for name, value in one.items():
+        alike(found[name], value, name)
+    assert [each["tenant"] for each in told] == list(TENANTS)
+    for each in told:
+        alone = shared.ask("/api/v1" + path, {**ROOT, "X-Tenant": each.pop("tenant")}).json()
+        assert {name: value for name, value in alone.items() if name not in ("lag", "ready")} == each
+
+
+def test_standings_over_tenants_name_the_worst_and_leave_budgets_to_each(services: tuple[Service, Service]) -> None:
+    found = services[0].ask("/api/v1/costs/status?at=2026-03-05T12:00:00Z", ROOT).json()
+    assert "budgets" not in found and len(found["tenants"]) == 3 and all(one["budgets"] for one in found["tenants"])
+    order = ("ok", "info", "warning", "critical", "shutdown")
+    assert found["status"] == max((one["status"] for one in found["tenants"]), key=order.index)
+    assert found["total_usd"] == pytest.approx(sum(one["total_usd"] for one in found["tenants"]))
+
+
+def test_sums_are_for_an_admin_of_all_and_of_the_present_and_refused_elsewhere(services: tuple[Service, Service]) -> None:
+    shared, _ = services
+    for token in ("token-of-a", "token-of-b"):
+        assert shared.ask("/api/v1/costs", {"Authorization": f"Bearer {token}", "X-Tenant": "*"}).status == 403
+    assert shared.ask("/api/v1/trust", ROOT).status == 403
+    assert shared.ask("/api/v1/costs?as_of=2026-03-04", ROOT).status == 400
+    assert shared.ask("/api/v1/costs?scope=model:nobody", ROOT).status == 404
