@@ -660,8 +660,7 @@ class ListKeeper:
         """
         waiting = self._waiting()
         if not waiting:
-            now = self.clock()
-            for source in dict.fromkeys(held.source for held in self.held.values() if now - held.used <= TENDED_S):
+            for source in dict.fromkeys(held.source for held in self._asked()):
                 self._collect(source)
             stale = [name for name, held in self.held.items() if held.too_many_due()]
             for name in stale:
@@ -679,10 +678,14 @@ class ListKeeper:
         self._count(held)
         return len(some)
 
-    def _waiting(self) -> list[Held]:
-        """Lists that were asked for lately, with more changed keys than are left to the next question."""
+    def _asked(self) -> list[Held]:
+        """Lists that were asked for lately."""
         now = self.clock()
-        return [held for held in self.held.values() if len(held.due) > FEW_DUE and now - held.used <= TENDED_S]
+        return [held for held in self.held.values() if now - held.used <= TENDED_S]
+
+    def _waiting(self) -> list[Held]:
+        """Those of them with more changed keys than are left to the next question."""
+        return [held for held in self._asked() if len(held.due) > FEW_DUE]
 
     def _take(self, reader: Reader, held: Held, due: Collection[Key]) -> None:
         """Look at keys again."""

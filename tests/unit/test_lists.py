@@ -6,7 +6,6 @@ import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -17,9 +16,9 @@ from agents.registry import FOLD_SETTINGS
 from streams.derive import event_bytes
 from streams.settings import load
 from tables import orders
-from tables.reader import PartitionReader
 
 from ..service import Service
+from .test_orders import rows_fail_once
 
 
 def observe(service: Service, n: int, turn: int) -> None:
@@ -102,15 +101,7 @@ def test_a_bug_of_a_view_is_told_and_stops_neither_the_worker_nor_the_tending(
     observe(service, 300, 0)
     service.ask("/api/v1/trust")
     observe(service, 200, 1)
-    rows, n = PartitionReader.rows, [0]
-
-    def fails_once(*args: Any) -> Any:
-        n[0] += 1
-        if n[0] == 80:
-            raise ZeroDivisionError
-        return rows(*args)
-
-    monkeypatch.setattr(PartitionReader, "rows", fails_once)
+    rows_fail_once(monkeypatch, 80)
     looked, slept = turns(TendLists(service.routes), monkeypatch, [0.003] * 4)
     assert looked == [lists.TURN, -1, 0, 0] and slept == [0.06, 0.1, 0.1, 0.1]
     assert "a bug while lists were brought up to date" in caplog.text and "ZeroDivisionError" in caplog.text
