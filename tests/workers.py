@@ -12,11 +12,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from contextlib import closing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streams.admin import create_topics
 from streams.settings import load
@@ -111,19 +112,12 @@ class WorkerProcess:
 
         `absorbed` without a total goes by where the worker last saw the log end, which may be a second ago: too early for what was just published.
         """
-        with closing(Consumer({"bootstrap.servers": self.settings["bootstrap"], "group.id": "ends", "log_level": 0})) as broker:
-            before = self.ends(broker)
-            found = {(p["topic"], p["partition"]): p for p in self.get("/status")["partitions"]}
-            done = {place: p["absorbed"] for place, p in found.items() if not p["owner"] or p["safe"] == p["absorbed"]}
-            return done == before == self.ends(broker)
-
-    def ends(self, broker: Consumer) -> dict[tuple[str, int], int]:
-        """Where each partition of the source topics ends, by what the broker says now."""
-        prefix = str(self.settings.get("topic_prefix", "pulsefold."))
-        topics = [
-            (prefix + name, number) for name in SOURCE_TOPICS for number in broker.list_topics(prefix + name, timeout=10).topics[prefix + name].partitions
-        ]
-        return {place: broker.get_watermark_offsets(TopicPartition(*place), timeout=10)[1] for place in topics}
+        admin = AdminClient({"bootstrap.servers": self.settings["bootstrap"], "log_level": 0})
+        sources = [f"{self.settings.get('topic_prefix', 'pulsefold.')}{name}" for name in SOURCE_TOPICS]
+        before = log_ends(admin, sources)
+        found = {(p["topic"], p["partition"]): p for p in self.get("/status")["partitions"]}
+        done = {place: p["absorbed"] for place, p in found.items() if not p["owner"] or p["safe"] == p["absorbed"]}
+        return done == before == log_ends(admin, sources)
 
     def archived(self, n: int) -> bool:
         """The archive has read at least `n` records and, as far as it knew a moment ago, everything there is."""
@@ -153,6 +147,13 @@ class WorkerProcess:
             self.process.kill()
             self.process.wait(10)
             return -9
+
+
+def log_ends(admin: AdminClient, topics: Iterable[str]) -> dict[tuple[str, int], int]:
+    """Where each partition of some topics ends, by what the broker says now."""
+    parts = [TopicPartition(topic, number) for topic in topics for number in admin.list_topics(topic, 10).topics[topic].partitions]
+    found = admin.list_offsets({part: OffsetSpec.latest() for part in parts})
+    return {(part.topic, part.partition): future.result(10).offset for part, future in found.items()}
 
 
 def fresh(bootstrap: str, partitions: int) -> dict[str, Any]:

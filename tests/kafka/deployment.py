@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ConfigSource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ConfigSource, NewTopic, ResourceType
 
 from streams.admin import create_topics
 from streams.settings import load
 from streams.topics import SOURCE_TOPICS, changelog_name
 
-from ..workers import ROOT, WorkerProcess
+from ..workers import ROOT, WorkerProcess, log_ends
 
 QUICK = {"session_timeout_s": 3, "heartbeat_s": 1}
 
@@ -121,9 +121,7 @@ class Deployment:
 
     def ends(self, *topics: str) -> dict[tuple[str, int], int]:
         """High watermark of every partition."""
-        parts = [TopicPartition(t, n) for t in topics for n in self.admin.list_topics(t, 10).topics[t].partitions]
-        found = self.admin.list_offsets({part: OffsetSpec.latest() for part in parts})
-        return {(part.topic, part.partition): future.result(10).offset for part, future in found.items()}
+        return log_ends(self.admin, topics)
 
     def committed(self) -> dict[tuple[str, int], int]:
         """The group's offsets, as the broker keeps them."""
