@@ -1,7 +1,8 @@
 """The topic ``scores``: what learners downstream are told of a subject whose figures changed, at most once in 5 s.
 
 The owner of partition crc32(subject) mod P of the rows' topic publishes. The id is made of the newest record that changed the
-subject, so two owners of a moment give twins; a restart tells nothing that has not changed since. Where a tenant was cleared, what the
+subject, so two owners of a moment give twins; a restart tells nothing that has not changed since. What changed while its home was on
+its way from one worker to another is told by whom it came to. Where a tenant was cleared, what the
 topic says of subjects that are no more ends with tombstones. Where tables of other settings or versions serve from now on, every subject is
 told once, quiet ones too: a mark on the changelog (`agents.core`, `SCORES`) says that it is to be done, and goes when it was.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -29,6 +31,10 @@ from tables.rows import Row, unescape
 from .core import Shard, scores_key
 
 INTERVAL_S = 5.0
+REMEMBERED = 24
+"""Intervals for which it is remembered what changed and had its home elsewhere: somewhat longer than a partition is on its way."""
+Subject = tuple[str, tuple[str, ...]]
+"""Tenant and key of its rows."""
 MOST_PAUSE_S = 60.0
 """Longest pause before ending what was cleared is tried again."""
 
@@ -48,11 +54,13 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         self.scored: list[Scored] = []
         self.reader = reader
         self.topic = topic
-        self.due: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
+        self.due: dict[str, set[Subject]] = {}
+        self.elsewhere: dict[str, deque[set[Subject]]] = {}
+        self.owned: dict[str, dict[int, int]] = {}
         self.n_published = 0
         self.n_ended = 0
         self.cleared: dict[tuple[str, str, int], int] = {}
-        self.homes: frozenset[tuple[str, int]] = frozenset()
+        self.homes: frozenset[tuple[str, int, int]] = frozenset()
         self.pause_s = 0.0
         self.again_at = 0.0
         self.use(scored)
@@ -62,6 +70,8 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         """Tell of these from now on."""
         self.scored = list(scored)
         self.due = {one.kind: set() for one in self.scored}
+        self.elsewhere = {one.kind: deque(maxlen=REMEMBERED) for one in self.scored}
+        self.owned = {}
 
     def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
         """Rows changed here, by our own folding or by another worker's."""
@@ -75,13 +85,26 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         while not self.should_stop:
             await self.sleep(INTERVAL_S)
             for one in self.scored:
-                due, self.due[one.kind] = self.due[one.kind], set()
-                if self.engine.ready and self.engine.publishes:
-                    await self.engine.insist(partial(self._publish, one, sorted(due)), f"{self.topic}: scores could not be written")
+                await self._tell_of(one)
             if self.engine.ready and self.engine.publishes:
                 await self._again()
             if self.engine.ready and self.engine.publishes and self.scored and time.monotonic() >= self.again_at:
                 await self._try_to_forget()
+
+    async def _tell_of(self, one: Scored) -> None:
+        """Tell of what changed since the last time and has its home here, and of what changed before its home came here."""
+        due, self.due[one.kind] = self.due[one.kind], set()
+        if not (self.engine.ready and self.engine.publishes):
+            return
+        before = self.elsewhere[one.kind]
+        owned = {n: shard.epoch for (topic, n), shard in self.engine.core.shards.items() if topic == one.topic and shard.ready}
+        if owned.items() - self.owned.get(one.kind, {}).items():  # what was lost and came back since is new too
+            due.update(*before)
+            before.clear()
+        self.owned[one.kind] = owned
+        elsewhere: set[Subject] = set()
+        before.append(elsewhere)
+        await self.engine.insist(partial(self._publish, one, sorted(due), elsewhere), f"{self.topic}: scores could not be written")
 
     async def _try_to_forget(self) -> None:
         """Without a broker less and less often, for each time takes a consumer, and told once."""
@@ -105,7 +128,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             homes = {shard.partition.number for shard in due if shard.partition.topic == one.topic}
             found = {(tenant, key) for p in engine.partitions[one.topic] for tenant, rows in p.spaces[one.table.index].items() for key in rows}
             chosen = sorted((tenant, key) for tenant, key in found if zlib.crc32(encode_key(*key)) % engine.counts[one.topic] in homes)
-            await engine.insist(partial(self._publish, one, chosen), f"{self.topic}: scores could not be written")
+            await engine.insist(partial(self._publish, one, chosen, set()), f"{self.topic}: scores could not be written")
         for shard, epoch in due.items():
             if shard.epoch == epoch and engine.core.shards.get((shard.partition.topic, shard.partition.number)) is shard:
                 partition = shard.partition
@@ -117,7 +140,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
 
         Looked for once a clearing, at the start, and whenever a partition comes here: its former owner may have left before it had done so.
         """
-        homes = frozenset(place for place, shard in self.engine.core.shards.items() if shard.ready)
+        homes = frozenset((*place, shard.epoch) for place, shard in self.engine.core.shards.items() if shard.ready)
         found = {
             (tenant, shard.partition.topic, shard.partition.number): CLEARED.load(row).offset
             for shard in self.engine.core.shards.values()
@@ -177,7 +200,12 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             await consumer.stop()
         return list(live)
 
-    async def _publish(self, one: Scored, due: list[tuple[str, tuple[str, ...]]]) -> None:
+    async def _publish(self, one: Scored, due: list[Subject], elsewhere: set[Subject]) -> None:
+        """Publish what is to be told of subjects.
+
+        Args:
+            elsewhere: gets those whose home is not here.
+        """
         engine = self.engine
         count = engine.counts[one.topic]
         served = engine.core.served
@@ -185,7 +213,9 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         sent = []
         for done, (tenant, key) in enumerate(due):
             home = engine.core.shards[(one.topic, zlib.crc32(encode_key(*key)) % count)]
-            if home.ready:
+            if not home.ready:
+                elsewhere.add((tenant, key))
+            else:
                 reader = self.reader(tenant)
                 event = one.event(reader, key)
                 as_of = reader.as_of()
