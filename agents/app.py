@@ -162,7 +162,7 @@ def build(settings: Settings) -> seam.App:
         stream_buffer_maxsize=4,
         stream_recovery_delay=0.0,
         broker_max_poll_records=8192,
-        consumer_max_fetch_size=1 << 18,
+        consumer_max_fetch_size=1 << 20,
         broker_session_timeout=float(settings.get("session_timeout_s")),
         broker_heartbeat_interval=float(settings.get("heartbeat_s")),
         broker_rebalance_timeout=20.0,

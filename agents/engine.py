@@ -973,7 +973,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
     async def _watch(self) -> None:
         """Ends of the source partitions, for lag; what the group complains of; and the watchdog."""
         while not self.should_stop:
-            complaint = await self.app.consumer._thread.complaint() if self.config.folds else None
+            complaint = self.app.consumer._thread.complaint() if self.config.folds else None
             if isinstance(complaint, InvalidSessionTimeoutError):
                 await self.crash(
                     ConfigError(

@@ -15,6 +15,7 @@ import aiokafka
 import faust
 import google_crc32c
 import pytest
+from aiokafka import conn as aiokafka_conn
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.subscription_state import TopicPartitionState
@@ -29,6 +30,7 @@ from faust.transport import consumer as base
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP
+from mode.threads import ServiceThread
 
 from agents import seam
 from agents.access import security
@@ -38,7 +40,7 @@ from streams.settings import load
 @pytest.mark.parametrize(
     ("ours", "theirs", "names"),
     [
-        (seam.Thread, stock.AIOKafkaConsumerThread, ["_create_worker_consumer", "_fetch_records"]),
+        (seam.Inline, stock.AIOKafkaConsumerThread, ["start", "stop", "call_thread", "on_thread_stop", "_create_worker_consumer", "_fetch_records"]),
         (seam.Consumer, stock.Consumer, ["_new_consumer_thread", "getmany", "_add_gap", "ack", "_filter_committable_offsets", "_commit", "verify_event_path"]),
         (seam.Tables, TableManager, ["add", "_update_channels"]),
         (seam.Boot, BootStrategy, ["kafka_consumer"]),
@@ -66,12 +68,15 @@ def test_fausts_own_clients_reach_a_protected_broker_as_ours_do(protocol: str) -
 
 def test_the_private_parts_we_lean_on_are_there() -> None:
     assert {"seek_wait", "assignment", "commit", "_ensure_consumer"} <= set(dir(stock.AIOKafkaConsumerThread))
+    assert {"_default_start", "_shutdown_thread"} <= set(dir(stock.AIOKafkaConsumerThread))
+    assert "_thread_started = " in inspect.getsource(ServiceThread.__init__)
     assert {"_getmany", "_get_active_partitions"} <= set(dir(base.Consumer))
     assert {"has_valid_position", "position"} <= set(dir(TopicPartitionState))
     assert "aliases" in dir(drivers.TRANSPORTS)
     assert {"beginning_offsets", "end_offsets", "position", "getmany"} <= set(dir(aiokafka.AIOKafkaConsumer))
     assert list(inspect.signature(fetcher.PartitionRecords._consumer_record).parameters) == ["self", "tp", "record"]
     assert {"offset", "timestamp", "key", "value", "headers"} <= set(dir(DefaultRecord))
+    assert "StreamReader(limit=READER_LIMIT" in inspect.getsource(AIOKafkaConnection.connect) and aiokafka_conn.READER_LIMIT == seam.READ_AHEAD
     assert "MemoryRecords(part_data[-1])" in inspect.getsource(fetcher.Fetcher)
     assert "self._fetch_max_wait_ms," in inspect.getsource(fetcher.Fetcher._get_actions_per_node)
     assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher) and "self._records = " not in inspect.getsource(
@@ -323,10 +328,10 @@ def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched
             return {tp: result.getall(1)}
 
     consumer = SimpleNamespace(_closed=False, _fetcher=Fetcher(), _subscription=SimpleNamespace(subscription=SimpleNamespace(assignment=assigned)))
-    thread = SimpleNamespace(consumer=SimpleNamespace(flow_active=True), app=SimpleNamespace(engine=SimpleNamespace(fetch_wait_ms=200)))
+    consumers = SimpleNamespace(consumer=SimpleNamespace(flow_active=True), app=SimpleNamespace(engine=SimpleNamespace(fetch_wait_ms=200)))
 
     def fetch() -> dict[TP, seam.Packed]:
-        return asyncio.run(seam.Thread._fetch_records(thread, consumer, {TP("t", 0)}))
+        return asyncio.run(seam.Inline._fetch_records(consumers, consumer, {TP("t", 0)}))
 
     (taken,) = fetch().values()
     assert (taken.start, taken.end, len(list(taken))) == (0, assigned.position, 1) and taken.start < 100, "not from where the client had been"
