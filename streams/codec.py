@@ -142,7 +142,7 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
         if years and not 1970 <= min(years) <= max(years) < 9999:
             return None
         data = [event.data for event in events]
-        classes = {one.__class__ for one in data}
+        classes = set(map(type, data))
         if classes == {TrustObserved}:
             if not {one.kind for one in data} <= _known_kinds or not "".join([one.id for one in data]).isprintable():
                 return None

@@ -15,8 +15,9 @@ somebody who only sees the HTTP interface; tenant and id both enter it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -290,7 +291,7 @@ class Window:
         if len(every) <= FEW:
             return self._note_few(offsets, names, dict(metrics), every)
         seed = self.seed
-        at, digests = offsets_of(offsets), digests_of([digest_of(name, seed) for name in names])
+        at, digests = offsets_of(offsets), digests_of(map(digest_of, names, repeat(seed)))
         found = {offsets[index] for index in self.of_ids().note(at, digests)} if offsets else set()
         places = (at & LAST).astype(np.uint8)
         if metrics:
@@ -380,7 +381,7 @@ def offsets_of(offsets: Sequence[int]) -> Offsets:
     return np.array(offsets, np.int64)
 
 
-def digests_of(digests: list[bytes]) -> Digests:
+def digests_of(digests: Iterable[bytes]) -> Digests:
     """Digests as an array."""
     return np.frombuffer(b"".join(digests), np.uint32).reshape(-1, 4)
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
@@ -30,6 +31,8 @@ from .rows import Row, S, Table, wire_key
 from .times import all_to_us
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from streams.events import Event
 
 HEAD = struct.Struct(">qI")
@@ -117,6 +120,9 @@ class Cleared(msgspec.Struct, array_like=True):
     offset: int = -1
 
 
+_headers = attrgetter("headers")
+
+
 def _applied(row: Row) -> int:
     return row.applied
 
@@ -132,10 +138,10 @@ def _event_or_none(record: Record, odd: dict[int, InvalidEvent | None]) -> Event
 def _times(events: Sequence[Any], batch: Batch | None, kafka_times: Sequence[int]) -> list[int]:
     """Event times in microseconds; the record's Kafka timestamp where an event has none."""
     moments = [None if event is None else event.time for event in events] if batch is None else batch.moments
+    if all(moments):
+        return all_to_us(cast("Sequence[datetime]", moments))
     told = [moment for moment in moments if moment is not None]
     found = all_to_us(told)
-    if len(told) == len(moments):
-        return found
     of_told = iter(found)
     return [kafka_ms * 1000 if moment is None else next(of_told) for moment, kafka_ms in zip(moments, kafka_times, strict=True)]
 
@@ -499,7 +505,8 @@ class Partition:
     def _absorb(self, records: Sequence[Record]) -> None:
         """Absorb a slice of records: decode all, look all up in the dedupe window, then fold run by run."""
         odd: dict[int, InvalidEvent | None] = {}
-        offsets = [record.offset for record in records]
+        first, last = records[0].offset, records[-1].offset
+        offsets: Sequence[int] = range(first, last + 1) if last - first + 1 == len(records) else [record.offset for record in records]
         kafka_times = [record.timestamp for record in records]
         batch = decode_all([record.value for record in records])
         events: list[Any] = [_event_or_none(record, odd) for record in records] if batch is None else batch.events
@@ -576,7 +583,6 @@ class Partition:
             counters.folded += n
             name: str = cls.TYPE  # type: ignore[attr-defined]  # every event's data has one
             counters.types[name] = counters.types.get(name, 0) + n
-        last = offsets[-1]
         self.next = last + 1
         if last > counted:
             counters_row.applied = last
@@ -591,11 +597,13 @@ class Partition:
         for tenant in tenants:
             self.heard[tenant] = timestamp_ms
 
-    def _look_up(self, events: Sequence[Any], batch: Batch | None, records: Sequence[Record], offsets: list[int], odd: dict[int, InvalidEvent | None]) -> None:
+    def _look_up(
+        self, events: Sequence[Any], batch: Batch | None, records: Sequence[Record], offsets: Sequence[int], odd: dict[int, InvalidEvent | None]
+    ) -> None:
         """Enter the slice into the dedupe window; duplicates become odd."""
-        known = offsets
+        known: Sequence[int] = offsets
         metrics: list[tuple[int, str]] = []
-        if batch is None or any([record.headers for record in records]):
+        if batch is None or any(map(_headers, records)):
             pairs = [(event, record) for event, record in zip(events, records, strict=True) if event is not None]
             known = [record.offset for _, record in pairs]
             names = [known_by(event, record) for event, record in pairs]

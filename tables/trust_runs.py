@@ -33,7 +33,7 @@ def observed_run(trust: Trust, events: Sequence[Event], offsets: Sequence[int], 
             told, rule = kind, trust.kinds.get(kind, other)
             slots, judged_from, fades = rule.slots, rule.judged_from, rule.half_life_us is not None
         row = None if fades else find((kind, data.id))
-        if row is None or row.applied >= offset or (state := row.state).__class__ is not TrustState or not state.known:
+        if row is None or row.applied >= offset or type(state := row.state) is not TrustState or not state.known:
             p.offset, p.time_us = offset, time_us
             trust.observed(event, p)
             n_slow += 1
