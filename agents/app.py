@@ -34,6 +34,7 @@ from .http import Routes
 from .letters import LetterRate
 from .limits import LOOPBACK, tls
 from .lists import TendLists
+from .pulse import Pulse
 from .registry import FOLD_SETTINGS, schema_of
 from .rules import Rules
 from .scores import Scores
@@ -239,6 +240,17 @@ def build(settings: Settings) -> seam.App:
     async def _bye(app: Any, **kwargs: Any) -> None:
         await engine.lost([TP(engine.full_names[t], n) for (t, n), shard in engine.core.shards.items() if shard.owned])
 
+    if folds:
+        engine.add_dependency(
+            Pulse(
+                {"bootstrap_servers": bootstrap, **ours},
+                app_id,
+                lambda: app.consumer._thread.member(),
+                session_s=settings.get("session_timeout_s"),
+                heartbeat_s=settings.get("heartbeat_s"),
+                longest_s=settings.get("watchdog_s"),
+            )
+        )
     engine.add_dependency(rules)
     engine.add_dependency(scores)
     engine.add_dependency(ticks)

@@ -67,7 +67,6 @@ def worker(flags: dict[str, Any]) -> int:
 
     from .access import security
     from .app import build, check_settings, load_settings
-    from .processors import stay_on
     from .repeats import condense
     from .seam import Worker
 
@@ -76,8 +75,6 @@ def worker(flags: dict[str, Any]) -> int:
     for unknown in unknown_variables(os.environ, settings.declared):
         print(f"pulsefold: {unknown} names no setting; `pulsefold config` lists them", file=sys.stderr)
     check_settings(settings)
-    if settings.get("cpu") is not None:
-        stay_on(settings.get("cpu"))
     _, theirs = security(settings)
     problems = check_topics(settings, security=theirs)
     if problems:

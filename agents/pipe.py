@@ -10,8 +10,6 @@ from typing import Any
 
 import msgspec
 
-from .processors import anywhere
-
 MOST_BYTES = 1 << 30
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,10 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 async def start(module: str) -> asyncio.subprocess.Process:
     """A process that runs a module of the packages that this one runs from, with pipes to both ends of it."""
     pipe = asyncio.subprocess.PIPE
-    with anywhere():
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, stdin=pipe, stdout=pipe, limit=1 << 26, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-        )
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, stdin=pipe, stdout=pipe, limit=1 << 26, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    )
 
 
 def frame(value: Any) -> bytes:

@@ -6,7 +6,6 @@ Each figure is the median of at least three runs in processes of their own, one 
   fetch      aiokafka getmany, nothing else
   fold       fetch + msgspec decode + a dictionary of [alpha, beta]
   worker     the product: decode, validate, dedupe, fold with history and alert rule, changelog acknowledged, commits
-  one cpu    the same with its setting `cpu`, where the machine has more than one: on a processor of its own
 """
 
 from __future__ import annotations
@@ -181,7 +180,7 @@ async def plain(bootstrap: str, topic: str, total: int, fold: bool) -> dict[str,
     return {"per_s": total / took, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def worker(bootstrap: str, prefix: str, total: int, port: int, cpu: int | None) -> dict[str, float]:
+def worker(bootstrap: str, prefix: str, total: int, port: int) -> dict[str, float]:
     """The product as a user runs it; timed by its own counters from the first record to the last acknowledged row."""
     words = [
         sys.executable,
@@ -202,8 +201,6 @@ def worker(bootstrap: str, prefix: str, total: int, port: int, cpu: int | None) 
         "fold,serve",
         "--partitions",
         str(PARTITIONS),
-        "--cpu",
-        "off" if cpu is None else str(cpu),
     ]
     app_id = words[words.index("--app-id") + 1]
     subprocess.run([sys.executable, "-m", "benchmarks.topics", bootstrap, prefix, app_id, str(PARTITIONS)], check=True)
@@ -235,12 +232,6 @@ def worker(bootstrap: str, prefix: str, total: int, port: int, cpu: int | None) 
         process.wait(30)
 
 
-def last_cpu() -> int | None:
-    """The last of the processors that a worker may be kept on; None where there is no choice."""
-    every = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    return max(every) if len(every) > 1 else None
-
-
 def value_of(text: str, name: str) -> float:
     """A sample of the Prometheus text, 0 if absent."""
     return next((float(line.split()[1]) for line in text.splitlines() if line.startswith(name + " ")), 0.0)
@@ -262,7 +253,7 @@ def main() -> None:
     from tests.kafka.broker import real_broker
 
     with real_broker(words.bootstrap) as bootstrap:
-        print(f"{'workload':32} {'fetch/s':>9} {'+fold/s':>9} {'worker/s':>9} {'ratio':>6} {'one cpu/s':>9} {'ratio':>6} {'worker MB':>9}")
+        print(f"{'workload':32} {'fetch/s':>9} {'+fold/s':>9} {'worker/s':>9} {'ratio':>6} {'worker MB':>9}")
         for index, (name, make) in enumerate(WORKLOADS.items()):
             if words.only and words.only not in name:
                 continue
@@ -271,7 +262,7 @@ def main() -> None:
             records = make(words.events)
             topic = prefix + records[0][0]
             fill(bootstrap, prefix, records)
-            found: dict[str, list[dict[str, float]]] = {"fetch": [], "fold": [], "worker": [], "one cpu": []}
+            found: dict[str, list[dict[str, float]]] = {"fetch": [], "fold": [], "worker": []}
             for turn in range(words.repeat):
                 for role in ("fetch", "fold"):
                     out = subprocess.run(
@@ -292,13 +283,13 @@ def main() -> None:
                         capture_output=True,
                     )
                     found[role].append(json.loads(out.stdout))
-                kinds = [("worker", None), ("one cpu", last_cpu())]
-                for at, (kind, cpu) in enumerate(kinds if turn % 2 else reversed(kinds)):
-                    found[kind].append(worker(bootstrap, prefix, len(records), 7100 + index * 10 + 2 * turn + at, cpu))
+                found["worker"].append(worker(bootstrap, prefix, len(records), 7100 + index * 10 + turn))
             median = {role: statistics.median(one["per_s"] for one in ones) for role, ones in found.items()}
-            rss = max(one["rss_mb"] for one in found["worker"] + found["one cpu"])
-            shown = " ".join(f"{median[kind]:9.0f} {median[kind] / median['fold']:6.2f}" for kind in ("worker", "one cpu"))
-            print(f"{name:32} {median['fetch']:9.0f} {median['fold']:9.0f} {shown} {rss:9.0f}", flush=True)
+            rss = max(one["rss_mb"] for one in found["worker"])
+            print(
+                f"{name:32} {median['fetch']:9.0f} {median['fold']:9.0f} {median['worker']:9.0f} {median['worker'] / median['fold']:6.2f} {rss:9.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

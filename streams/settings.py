@@ -31,7 +31,6 @@ OF_CLIENTS = ("token", "url", "client_cert")
 """What `streams.client` and the commands that ask a worker read of the environment."""
 _OF_KUBERNETES = re.compile(r"SERVICE_HOST$|SERVICE_PORT(_\w+)?$|PORT_\d+_(TCP|UDP)(_\w+)?$")
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Processor = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Window = Annotated[int, msgspec.Meta(ge=64, multiple_of=64)]
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
@@ -118,7 +117,6 @@ SERVICE: tuple[Setting, ...] = (
     Setting("flush_max_ms", Above0, 100.0, "longest time between two writes of changed rows under load, milliseconds; longer for a worker that catches up"),
     Setting("watchdog_s", Above0, 60.0, "seconds with lag and nothing folded after which the worker stops"),
     Setting("shutdown_s", Above0, 10.0, "seconds that the last write may take when a worker or a partition goes"),
-    Setting("cpu", Processor | None, None, "number of the processor that this worker stays on, of its own; off = wherever the system puts it"),
     Setting("data_dir", str | None, None, "folder for what Faust keeps on disk"),
     Setting("log_level", Literal["debug", "info", "warning", "error"], "info", "debug, info, warning or error"),
     Setting("kafka_security_protocol", Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], "PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"),

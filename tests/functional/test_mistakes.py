@@ -60,7 +60,6 @@ def refused(words: str, folder: Path, sentence: str, **environment: str) -> None
         ("worker --kafka-security-protocol SASL_SSL", {}, "kafka_sasl_mechanism: is needed for kafka_security_protocol = SASL_SSL"),
         ("worker --kafka-security-protocol SSL --kafka-ssl-cafile nowhere.pem", {}, "kafka_ssl_cafile: nowhere.pem holds no certificates that can be read"),
         ("topics check", {"PULSEFOLD_KAFKA_SSL_CAFILE": "nowhere.pem"}, "kafka_ssl_cafile: there is no file nowhere.pem"),
-        ("worker --cpu 4096", {}, "cpu: expected one of "),
         ("worker --config missing.toml", {}, "missing.toml: cannot be read: No such file or directory"),
         ("worker --config .", {}, ".: cannot be read: Is a directory"),
         ("publish nowhere.jsonl", {}, "nowhere.jsonl: cannot be read: there is no such file"),
