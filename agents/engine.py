@@ -367,8 +367,9 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if rebuild is not None:
             with suppress(TopicProblem):  # the archive cannot be asked: where that matters, building tells
                 begins = await rebuild.begins(begins)
+        offsets = await self.app.consumer._thread.committed_offsets(tps)
         for tp, shard, epoch in zip(tps, shards, epochs, strict=True):
-            committed = await self.app.consumer._thread.committed_offset(tp)
+            committed = offsets.get(tp)
             if self.shard(tp) is not shard and tp in self.app.consumer.assignment():
                 self.add_future(self._gain([tp]))  # the tables were swapped meanwhile; it waits for them itself
                 continue

@@ -3,7 +3,8 @@
 The consumer lives in that loop (`agents.seam.Inline`). What holds it for longer than a session timeout, such as the first question about
 a list of a million keys, would cost the worker its partitions; and who got them would be asked the same next. So a thread of its own beats
 for the worker's group while the loop does not turn, over a connection of its own. It keeps nothing alive that does not come back: after
-`longest_s` it stops, and a process that is stopped beats no more than it folds.
+`longest_s` it stops, and a process that is stopped beats no more than it folds. What holds Python's lock itself, such as the sorting of a
+million names, holds this thread too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.errors import KafkaError, RebalanceInProgressError, for_code
+from aiokafka.errors import IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError, for_code
 from aiokafka.protocol.group import HeartbeatRequest
 from mode import Service
 
@@ -58,6 +59,7 @@ class Pulse(Service):  # type: ignore[misc]  # mode is untyped here
         self.n_beats = 0
         self._turned = time.monotonic()
         self._known: tuple[int, str] | None = None
+        self._refused: tuple[int, str] | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="pulse", daemon=True)
 
@@ -79,15 +81,18 @@ class Pulse(Service):  # type: ignore[misc]  # mode is untyped here
             n_beats = self.n_beats
             await self.sleep(self.held_s / 2)
 
-    def _held(self) -> bool:
-        return self._known is not None and not self._over.is_set() and self.held_s < time.monotonic() - self._turned < self.longest_s
+    def _held(self) -> tuple[int, str] | None:
+        """Whom to beat for, None while the loop turns."""
+        known = self._known
+        held = not self._over.is_set() and self.held_s < time.monotonic() - self._turned < self.longest_s
+        return known if held and known != self._refused else None
 
     def _look(self) -> None:
         while not self._over.wait(self.held_s / 2):
             if self._held():
                 try:
                     asyncio.run(self._beat())
-                except (KafkaError, OSError, TimeoutError) as exc:
+                except Exception as exc:  # whatever it is: it is told and tried again, for this thread must not end
                     self.log.warning("no heartbeat could be sent while the worker's loop was held: %r", exc)
 
     async def _beat(self) -> None:
@@ -96,9 +101,11 @@ class Pulse(Service):  # type: ignore[misc]  # mode is untyped here
         try:
             await client.bootstrap()
             node = await client.coordinator_lookup(CoordinationType.GROUP, self.group)
-            while self._held() and self._known is not None:
-                answer = await client.send(node, HeartbeatRequest(self.group, *self._known), group=ConnectionGroup.COORDINATION)
+            while known := self._held():
+                answer = await client.send(node, HeartbeatRequest(self.group, *known), group=ConnectionGroup.COORDINATION)
                 refused = for_code(answer.error_code)
+                if refused in (IllegalGenerationError, UnknownMemberIdError):
+                    self._refused = known  # the group has gone on without it
                 if answer.error_code and refused is not RebalanceInProgressError:  # who is to join again stays a member until then
                     raise refused
                 self.n_beats += 1

@@ -9,10 +9,10 @@ told once, quiet ones too: a mark on the changelog (`agents.core`, `SCORES`) say
 
 from __future__ import annotations
 
+import asyncio
 import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,10 @@ from .core import Shard, scores_key
 INTERVAL_S = 5.0
 REMEMBERED = 24
 """Intervals for which it is remembered what changed and had its home elsewhere: somewhat longer than a partition is on its way."""
+TOGETHER = 500
+"""Subjects told of at once: as many as are told again where a broker fails meanwhile, and no more than a worker that is busy can tell in time."""
+MANY = 2000
+"""Subjects looked at before anything else gets its turn."""
 Subject = tuple[str, tuple[str, ...]]
 """Tenant and key of its rows."""
 MOST_PAUSE_S = 60.0
@@ -55,7 +59,8 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         self.reader = reader
         self.topic = topic
         self.due: dict[str, set[Subject]] = {}
-        self.elsewhere: dict[str, deque[set[Subject]]] = {}
+        self.elsewhere: dict[str, dict[Subject, int]] = {}
+        self.turn = 0
         self.owned: dict[str, dict[int, int]] = {}
         self.n_published = 0
         self.n_ended = 0
@@ -70,7 +75,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         """Tell of these from now on."""
         self.scored = list(scored)
         self.due = {one.kind: set() for one in self.scored}
-        self.elsewhere = {one.kind: deque(maxlen=REMEMBERED) for one in self.scored}
+        self.elsewhere = {one.kind: {} for one in self.scored}
         self.owned = {}
 
     def changed(self, shard: Shard, rows: Iterable[tuple[int, Row]]) -> None:
@@ -84,8 +89,11 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
     async def _tell(self) -> None:
         while not self.should_stop:
             await self.sleep(INTERVAL_S)
-            for one in self.scored:
-                await self._tell_of(one)
+            self.turn += 1
+            scored = self.scored
+            for one in scored:
+                if scored is self.scored:  # else other tables serve since
+                    await self._tell_of(one)
             if self.engine.ready and self.engine.publishes:
                 await self._again()
             if self.engine.ready and self.engine.publishes and self.scored and time.monotonic() >= self.again_at:
@@ -93,18 +101,34 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _tell_of(self, one: Scored) -> None:
         """Tell of what changed since the last time and has its home here, and of what changed before its home came here."""
-        due, self.due[one.kind] = self.due[one.kind], set()
+        changed, self.due[one.kind] = self.due[one.kind], set()
         if not (self.engine.ready and self.engine.publishes):
             return
-        before = self.elsewhere[one.kind]
+        before, turn, count = self.elsewhere[one.kind], self.turn, self.engine.counts[one.topic]
         owned = {n: shard.epoch for (topic, n), shard in self.engine.core.shards.items() if topic == one.topic and shard.ready}
-        if owned.items() - self.owned.get(one.kind, {}).items():  # what was lost and came back since is new too
-            due.update(*before)
-            before.clear()
+        newly = {n for n, _ in owned.items() - self.owned.get(one.kind, {}).items()}  # what was lost and came back since is new too
         self.owned[one.kind] = owned
-        elsewhere: set[Subject] = set()
-        before.append(elsewhere)
-        await self.engine.insist(partial(self._publish, one, sorted(due), elsewhere), f"{self.topic}: scores could not be written")
+        due = []
+        for done, subject in enumerate(list(before) if newly else ()):
+            if zlib.crc32(encode_key(*subject[1])) % count in newly:
+                changed.add(subject)
+            if done % MANY == MANY - 1:
+                await asyncio.sleep(0)
+        for done, subject in enumerate(changed):
+            before.pop(subject, None)
+            if zlib.crc32(encode_key(*subject[1])) % count in owned:
+                due.append(subject)
+            else:
+                before[subject] = turn  # behind those that have waited for longer
+            if done % MANY == MANY - 1:
+                await asyncio.sleep(0)
+        while before and before[oldest := next(iter(before))] <= turn - REMEMBERED:
+            del before[oldest]
+        await self._tell_all(one, due)
+
+    async def _tell_all(self, one: Scored, due: Sequence[Subject]) -> None:
+        for at in range(0, len(due), TOGETHER):
+            await self.engine.insist(partial(self._publish, one, sorted(due[at : at + TOGETHER])), f"{self.topic}: scores could not be written")
 
     async def _try_to_forget(self) -> None:
         """Without a broker less and less often, for each time takes a consumer, and told once."""
@@ -127,8 +151,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         for one in self.scored if due else ():
             homes = {shard.partition.number for shard in due if shard.partition.topic == one.topic}
             found = {(tenant, key) for p in engine.partitions[one.topic] for tenant, rows in p.spaces[one.table.index].items() for key in rows}
-            chosen = sorted((tenant, key) for tenant, key in found if zlib.crc32(encode_key(*key)) % engine.counts[one.topic] in homes)
-            await engine.insist(partial(self._publish, one, chosen, set()), f"{self.topic}: scores could not be written")
+            await self._tell_all(one, [(tenant, key) for tenant, key in found if zlib.crc32(encode_key(*key)) % engine.counts[one.topic] in homes])
         for shard, epoch in due.items():
             if shard.epoch == epoch and engine.core.shards.get((shard.partition.topic, shard.partition.number)) is shard:
                 partition = shard.partition
@@ -200,12 +223,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
             await consumer.stop()
         return list(live)
 
-    async def _publish(self, one: Scored, due: list[Subject], elsewhere: set[Subject]) -> None:
-        """Publish what is to be told of subjects.
-
-        Args:
-            elsewhere: gets those whose home is not here.
-        """
+    async def _publish(self, one: Scored, due: list[Subject]) -> None:
         engine = self.engine
         count = engine.counts[one.topic]
         served = engine.core.served
@@ -213,8 +231,10 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         sent = []
         for done, (tenant, key) in enumerate(due):
             home = engine.core.shards[(one.topic, zlib.crc32(encode_key(*key)) % count)]
-            if not home.ready:
-                elsewhere.add((tenant, key))
+            if not home.ready:  # it has gone meanwhile
+                before = self.elsewhere.get(one.kind, {})
+                before.pop((tenant, key), None)
+                before[(tenant, key)] = self.turn
             else:
                 reader = self.reader(tenant)
                 event = one.event(reader, key)
@@ -226,7 +246,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
                     value = event_bytes(type=event.TYPE, id=id, source=f"pulsefold/{engine.config.app_id}", time_us=as_of, tenant=tenant, data=data)
                     sent.append(await engine.producer.send(self.topic, value, key=encode_key(tenant, one.kind, key[0])))
             if done % 50 == 49:
-                await self.sleep(0)
+                await asyncio.sleep(0)
         for ack in sent:
             await ack
         self.n_published += len(sent)

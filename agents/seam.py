@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from operator import attrgetter
@@ -54,7 +55,7 @@ MOST_A_CHUNK = 4096
 HEAVIEST_CHUNK = 1 << 20
 """Their bytes, as far as whole batches can be told apart."""
 FETCHED = 2 << 20
-"""Bytes that a node may answer a fetch with, about: several batches of who sends them by the megabyte, and no more than memory is kept for."""
+"""Bytes that a node may answer a fetch with, about: several batches of who sends them by the megabyte."""
 EXPANDS = 8
 """How many bytes a compressed one is taken for."""
 LENGTH_ENDS, CRC_ENDS = 12, 21
@@ -110,14 +111,28 @@ class Inline(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
     def __init__(self, consumer: Any, *, loop: asyncio.AbstractEventLoop, **kwargs: Any) -> None:
         super().__init__(consumer, loop=loop, thread_loop=loop, **kwargs)
 
+    _starting: asyncio.Task[None] | None = None
+
     async def start(self) -> None:
         self._thread_started.set()
-        await self._default_start()
+        self._starting = asyncio.ensure_future(self._default_start())
+        await self._starting
 
     async def stop(self) -> None:
-        if self._started.is_set() and not self._stopped.is_set():
-            self._stopped.set()
-            await self._shutdown_thread()
+        if self._starting is None or self._stopped.is_set():
+            return
+        self._stopped.set()
+        if not self._starting.done():  # aiokafka's consumer would go on with its start after its stop
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        await self._shutdown_thread()
+
+    def close(self) -> None:
+        """Faust closes half of the consumer when it is stopped in a rebalance, and the other half would join the group again; `stop` closes it in order."""
+
+    @Service.task
+    async def _thread_keepalive(self) -> None:
+        """Faust's thread would go to sleep without."""
 
     async def call_thread(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return await maybe_async(fun(*args, **kwargs))
@@ -158,8 +173,14 @@ class Inline(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
         wanted = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in active_partitions]
         packed(fetcher)
         wait_at_most(fetcher, self.app.engine.fetch_wait_ms)
-        with fetcher._subscriptions.fetch_context():
-            got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
+        problem: BaseException | None = None
+        with fetcher._subscriptions.fetch_context():  # counts who is within, and forgets to count down where it is left by an exception
+            try:
+                got = await fetcher.fetched_records(wanted, timeout or 0.0, max_records=max_records)
+            except BaseException as exc:
+                problem = exc
+        if problem is not None:
+            raise problem
         # its own start, not the position before the wait: out of range, the client goes to the log's start by itself, and what it passes over was not fetched
         return {ensure_TP(tp): taken for tp, taken in got.items()}
 
@@ -178,10 +199,10 @@ class Inline(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
                 await super().on_thread_stop()
         except (asyncio.CancelledError, TimeoutError):
             self.log.warning("the consumer could not be closed in order")
-
-    async def committed_offset(self, tp: TP) -> int | None:
-        """The group's committed offset of a partition, None where it has none."""
-        return (await self.committed_offsets([tp])).get(tp)
+            if self._consumer is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_S):
+                        await self._consumer._client.close()
 
     async def committed_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
         """The group's committed offsets, of partitions that have one; they may be anybody's."""
@@ -441,6 +462,7 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # faust is untyped here
         if wanted:
             await self._thread.seek_wait(wanted)
         active = {tp for tp in self._get_active_partitions() if engine.readable(tp)}
+        self._read_only(active)
         if not active:
             await self.sleep(0.01)
             return
@@ -458,6 +480,16 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # faust is untyped here
                 self._read_offset[tp] = None  # Faust would drop what it takes for a repetition
                 value = epochs[tp], part.start, part.end, part
                 yield tp, Chunk(tp.topic, tp.partition, part.end - 1, 0.0, 0, [], None, value, None, 0, 0, tp, generation_id=generation)
+
+    def _read_only(self, active: set[TP]) -> None:
+        """Fetch nothing of other partitions: what nobody may read would wait in memory, a fetch of each."""
+        consumer = self._thread._ensure_consumer()
+        paused = {ensure_TP(tp) for tp in consumer.paused()}
+        assigned = self.assignment()
+        if wrong := (assigned - active) - paused:
+            consumer.pause(*(aiokafka.TopicPartition(tp.topic, tp.partition) for tp in wrong))
+        if wrong := active & assigned & paused:
+            consumer.resume(*(aiokafka.TopicPartition(tp.topic, tp.partition) for tp in wrong))
 
     def fetch_positions(self) -> dict[TP, int]:
         """Where the next fetch of each assigned partition begins."""

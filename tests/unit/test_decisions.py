@@ -151,8 +151,8 @@ def test_who_was_stopped_for_hours_between_asking_for_a_changelogs_end_and_the_g
             now[0] += AIM_S + 1 if len(asked) == 1 else 1
             return dict.fromkeys(tps, 0)
 
-        async def committed_offset(self, tp: TP) -> None:
-            return None
+        async def committed_offsets(self, tps: list[TP]) -> dict[TP, int]:
+            return {}
 
         def assignment(self) -> set[TP]:
             return {TP("costs", 0)}

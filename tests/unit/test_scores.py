@@ -87,6 +87,7 @@ def test_what_changed_while_its_home_was_nobodys_is_told_by_whom_it_comes_to() -
 
     def told() -> list[str]:
         engine.producer.keys.clear()
+        scores.turn += 1
         asyncio.run(scores._tell_of(fold.scored[0]))
         return [key.decode().split("|")[2] for key in engine.producer.keys]
 

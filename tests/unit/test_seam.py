@@ -18,7 +18,7 @@ import pytest
 from aiokafka import conn as aiokafka_conn
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
-from aiokafka.consumer.subscription_state import TopicPartitionState
+from aiokafka.consumer.subscription_state import SubscriptionState, TopicPartitionState
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecord, DefaultRecordBatchBuilder
@@ -34,13 +34,18 @@ from mode.threads import ServiceThread
 
 from agents import seam
 from agents.access import security
+from agents.app import build, load_settings
 from streams.settings import load
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "names"),
     [
-        (seam.Inline, stock.AIOKafkaConsumerThread, ["start", "stop", "call_thread", "on_thread_stop", "_create_worker_consumer", "_fetch_records"]),
+        (
+            seam.Inline,
+            stock.AIOKafkaConsumerThread,
+            ["start", "stop", "close", "call_thread", "on_thread_stop", "_thread_keepalive", "_create_worker_consumer", "_fetch_records"],
+        ),
         (seam.Consumer, stock.Consumer, ["_new_consumer_thread", "getmany", "_add_gap", "ack", "_filter_committable_offsets", "_commit", "verify_event_path"]),
         (seam.Tables, TableManager, ["add", "_update_channels"]),
         (seam.Boot, BootStrategy, ["kafka_consumer"]),
@@ -68,7 +73,7 @@ def test_fausts_own_clients_reach_a_protected_broker_as_ours_do(protocol: str) -
 
 def test_the_private_parts_we_lean_on_are_there() -> None:
     assert {"seek_wait", "assignment", "commit", "_ensure_consumer"} <= set(dir(stock.AIOKafkaConsumerThread))
-    assert {"_default_start", "_shutdown_thread"} <= set(dir(stock.AIOKafkaConsumerThread))
+    assert {"_default_start", "_shutdown_thread", "_new_stopped_event"} <= set(dir(stock.AIOKafkaConsumerThread))
     assert "_thread_started = " in inspect.getsource(ServiceThread.__init__)
     assert {"_getmany", "_get_active_partitions"} <= set(dir(base.Consumer))
     assert {"has_valid_position", "position"} <= set(dir(TopicPartitionState))
@@ -337,6 +342,59 @@ def test_what_a_client_passes_over_that_is_out_of_range_is_not_taken_for_fetched
     assert (taken.start, taken.end, len(list(taken))) == (0, assigned.position, 1) and taken.start < 100, "not from where the client had been"
     assigned.position = 700
     assert fetch() == {}, "and nothing was taken from there"
+
+
+def test_a_fetch_that_fails_or_is_given_up_is_not_counted_as_one_that_goes_on() -> None:
+    async def fetch(problem: BaseException) -> int:
+        subscriptions = SubscriptionState()
+
+        async def fetched_records(wanted: list[object], timeout: float, max_records: int | None) -> dict[object, Any]:
+            assert subscriptions._fetch_count == 1
+            raise problem
+
+        fetcher = SimpleNamespace(_closed=False, _records={}, _subscriptions=subscriptions, fetched_records=fetched_records)
+        consumers = SimpleNamespace(consumer=SimpleNamespace(flow_active=True), app=SimpleNamespace(engine=SimpleNamespace(fetch_wait_ms=200)))
+        with pytest.raises(type(problem)):
+            await seam.Inline._fetch_records(consumers, SimpleNamespace(_closed=False, _fetcher=fetcher), {TP("t", 0)})
+        return int(subscriptions._fetch_count)
+
+    for problem in (KafkaConnectionError("gone"), asyncio.CancelledError()):
+        assert asyncio.run(fetch(problem)) == 0
+
+
+def test_what_nobody_may_read_now_is_not_fetched_and_what_may_be_read_again_is() -> None:
+    tps = {TP("t", n) for n in range(3)}
+    paused: set[aiokafka.TopicPartition] = set()
+    client = SimpleNamespace(paused=lambda: paused, pause=lambda *tps: paused.update(tps), resume=lambda *tps: paused.difference_update(tps))
+    consumer: Any = SimpleNamespace(assignment=lambda: tps, _thread=SimpleNamespace(_ensure_consumer=lambda: client))
+    for active in ([0], [0, 1, 2], [], [1, 2]):
+        seam.Consumer._read_only(consumer, {TP("t", n) for n in active})
+        assert {tp.partition for tp in paused} == {0, 1, 2} - set(active)
+    seam.Consumer._read_only(consumer, {TP("t", 0), TP("gone", 0)})
+    assert {tp.partition for tp in paused} == {1, 2}
+
+
+def test_a_consumer_that_is_stopped_while_it_starts_leaves_nothing_that_goes_on() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def begin_and_stop() -> set[str]:
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            app = build(load_settings({"bootstrap": f"127.0.0.1:{port}"}, None))
+            inline = app.consumer._thread
+            before = asyncio.all_tasks()
+            starting = asyncio.create_task(inline.start())
+            await asyncio.sleep(0.3)
+            assert not starting.done()
+            await inline.stop()
+            await inline.stop()
+            await asyncio.wait([starting])
+            assert starting.cancelled()
+            return {str(task.get_coro()) for task in asyncio.all_tasks() - before if "silent" not in str(task.get_coro())}
+
+    assert asyncio.run(asyncio.wait_for(begin_and_stop(), 30)) == set()
 
 
 @pytest.mark.parametrize(
