@@ -104,27 +104,38 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         changed, self.due[one.kind] = self.due[one.kind], set()
         if not (self.engine.ready and self.engine.publishes):
             return
-        before, turn, count = self.elsewhere[one.kind], self.turn, self.engine.counts[one.topic]
+        before = self.elsewhere[one.kind]
         owned = {n: shard.epoch for (topic, n), shard in self.engine.core.shards.items() if topic == one.topic and shard.ready}
         newly = {n for n, _ in owned.items() - self.owned.get(one.kind, {}).items()}  # what was lost and came back since is new too
         self.owned[one.kind] = owned
         due = []
         for done, subject in enumerate(list(before) if newly else ()):
-            if zlib.crc32(encode_key(*subject[1])) % count in newly:
+            if self._home(one, subject[1]) in newly:
                 changed.add(subject)
             if done % MANY == MANY - 1:
                 await asyncio.sleep(0)
         for done, subject in enumerate(changed):
-            before.pop(subject, None)
-            if zlib.crc32(encode_key(*subject[1])) % count in owned:
+            if self._home(one, subject[1]) in owned:
+                before.pop(subject, None)
                 due.append(subject)
             else:
-                before[subject] = turn  # behind those that have waited for longer
+                self._remember(one, subject)
             if done % MANY == MANY - 1:
                 await asyncio.sleep(0)
-        while before and before[oldest := next(iter(before))] <= turn - REMEMBERED:
+        while before and before[oldest := next(iter(before))] <= self.turn - REMEMBERED:
             del before[oldest]
         await self._tell_all(one, due)
+
+    def _home(self, one: Scored, key: tuple[str, ...]) -> int:
+        """The partition whose owner tells of a subject."""
+        return zlib.crc32(encode_key(*key)) % int(self.engine.counts[one.topic])
+
+    def _remember(self, one: Scored, subject: Subject) -> None:
+        """It changed, and its home is not here: behind those that have waited for longer."""
+        before = self.elsewhere.get(one.kind)
+        if before is not None:  # else other tables serve since
+            before.pop(subject, None)
+            before[subject] = self.turn
 
     async def _tell_all(self, one: Scored, due: Sequence[Subject]) -> None:
         for at in range(0, len(due), TOGETHER):
@@ -151,7 +162,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
         for one in self.scored if due else ():
             homes = {shard.partition.number for shard in due if shard.partition.topic == one.topic}
             found = {(tenant, key) for p in engine.partitions[one.topic] for tenant, rows in p.spaces[one.table.index].items() for key in rows}
-            await self._tell_all(one, [(tenant, key) for tenant, key in found if zlib.crc32(encode_key(*key)) % engine.counts[one.topic] in homes])
+            await self._tell_all(one, [(tenant, key) for tenant, key in found if self._home(one, key) in homes])
         for shard, epoch in due.items():
             if shard.epoch == epoch and engine.core.shards.get((shard.partition.topic, shard.partition.number)) is shard:
                 partition = shard.partition
@@ -187,7 +198,7 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
     def _ended(self, one: Scored, tenant: str, name: str) -> bool:
         """Whether it is for this worker to end a subject, of which there is no row."""
         engine = self.engine
-        home = engine.core.shards[(one.topic, zlib.crc32(encode_key(name)) % engine.counts[one.topic])]
+        home = engine.core.shards[(one.topic, self._home(one, (name,)))]
         return home.ready and not any((name,) in p.spaces[one.table.index].get(tenant, ()) for p in engine.partitions[one.topic])
 
     async def _keys(self) -> list[bytes]:
@@ -225,16 +236,13 @@ class Scores(Service):  # type: ignore[misc]  # mode is untyped here
 
     async def _publish(self, one: Scored, due: list[Subject]) -> None:
         engine = self.engine
-        count = engine.counts[one.topic]
         served = engine.core.served
         swap = "" if served is None or served.former is None else f"-{served.n}"  # by other tables the same record gives other figures
         sent = []
         for done, (tenant, key) in enumerate(due):
-            home = engine.core.shards[(one.topic, zlib.crc32(encode_key(*key)) % count)]
+            home = engine.core.shards[(one.topic, self._home(one, key))]
             if not home.ready:  # it has gone meanwhile
-                before = self.elsewhere.get(one.kind, {})
-                before.pop((tenant, key), None)
-                before[(tenant, key)] = self.turn
+                self._remember(one, (tenant, key))
             else:
                 reader = self.reader(tenant)
                 event = one.event(reader, key)
