@@ -128,11 +128,14 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
     """
     try:
         events: list[Event] = list(map(_decode, raws))  # type: ignore[arg-type]  # None is a TypeError, as meant
-        if max(map(len, raws), default=0) > MAX_BYTES:  # type: ignore[arg-type]  # all are bytes here
+        text = b"".join(raws)  # type: ignore[arg-type]  # all are bytes here
+        if len(text) > MAX_BYTES and max(map(len, raws)) > MAX_BYTES:  # type: ignore[arg-type]
             return None
+        # then every string is printable: what else of ASCII is not, no JSON has unless it is escaped
+        plain = text.isascii() and b"\\" not in text and b"\x7f" not in text
         ids = [event.id for event in events]
         tenants = {event.tenant for event in events}
-        if not tenants <= _known_tenants or not "".join(ids).isprintable():
+        if not tenants <= _known_tenants or not (plain or "".join(ids).isprintable()):
             return None
         sources = {event.derivedfrom for event in events}
         if sources != {None} and not all([source is None or 1 <= len(source) <= 256 for source in sources]):
@@ -144,7 +147,7 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
         data = [event.data for event in events]
         classes = set(map(type, data))
         if classes == {TrustObserved}:
-            if not {one.kind for one in data} <= _known_kinds or not "".join([one.id for one in data]).isprintable():
+            if not {one.kind for one in data} <= _known_kinds or not (plain or "".join([one.id for one in data]).isprintable()):
                 return None
         else:
             for one in data:

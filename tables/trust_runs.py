@@ -5,23 +5,29 @@ The rule this file keeps: the rows are the same to the last bit as if each event
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from struct import Struct
+from typing import TYPE_CHECKING, Any
 
 from .trust_evidence import MOST
-from .trust_history import FULL_BYTES, POINT
+from .trust_history import FULL_BYTES, POINT, SEGMENT
 from .trust_state import LONG_AGO, TrustState
 
 if TYPE_CHECKING:
-    from streams.events import Event
+    from streams.events import Event, TrustObserved
 
     from .partition import Partition
+    from .rows import Row
     from .trust import Trust
+    from .trust_evidence import KindRule
 
 
 FEW = 2
 """Events a key, on the average, from which a run is absorbed key by key."""
+PACK = [Struct("<" + n * POINT.format.removeprefix("<")).pack for n in range(SEGMENT + 1)]
+"""By number of history points: packs them, each as `POINT` does."""
 _offset = attrgetter("offset")
 
 
@@ -35,66 +41,86 @@ def observed_run(trust: Trust, events: Sequence[Event], offsets: Sequence[int], 
 
 def _by_key(trust: Trust, tenant: str, events: Sequence[Event], offsets: Sequence[int], times: Sequence[int], p: Partition) -> int:
     """All events of a key, then those of the next: its figures are at hand meanwhile. Returns how many `Trust.observed` has counted."""
-    places: dict[tuple[str, str], list[int]] = {}
-    for at, event in enumerate(events):
-        data = event.data
-        key = data.kind, data.id
-        mine = places.get(key)
-        if mine is None:
-            places[key] = [at]
-        else:
-            mine.append(at)
+    observations: list[Any] = [event.data for event in events]
+    kinds = {one.kind for one in observations}
+    alone = next(iter(kinds)) if len(kinds) == 1 else None
+    names: list[Any] = [one.id for one in observations] if alone is not None else [(one.kind, one.id) for one in observations]
+    places: defaultdict[Any, list[int]] = defaultdict(list)
+    for at, name in enumerate(names):
+        places[name].append(at)
     find, dirty = p.space(trust.rows, tenant).get, p.dirty[trust.rows.index].add
-    low, pack, close = trust.low, POINT.pack, trust.history.close
     n_slow, told = 0, len(p.outputs)
-    for key, mine in places.items():
+    for name, mine in places.items():
+        key = name if alone is None else (alone, name)
         rule = trust.kinds.get(key[0], trust.other)
         row = None if rule.half_life_us is not None else find(key)
-        if row is None or row.applied >= offsets[mine[0]] or type(state := row.state) is not TrustState or not state.known:
+        if (
+            row is None
+            or row.applied >= offsets[mine[0]]
+            or type(state := row.state) is not TrustState
+            or not state.known
+            or state.level
+            or not _calmly(trust, tenant, row, rule, mine, observations, offsets, times, p)
+        ):
             for at in mine:
                 p.offset, p.time_us = offsets[at], times[at]
                 trust.observed(events[at], p)
             n_slow += len(mine)
             continue
+        row.applied = offsets[mine[-1]]
         dirty(row)
-        slots, judged_from = rule.slots, rule.judged_from
-        alpha, beta, points, last, first = state.alpha, state.beta, state.points, state.last_update, state.first
-        before = state.n_events
-        last = LONG_AGO if last is None else last
-        first = -LONG_AGO if first is None else first
-        for at in mine:
-            event = events[at]
-            data = event.data
-            if data.success:
-                alpha += data.weight
-                if alpha > MOST:
-                    alpha = MOST
-            else:
-                beta += data.weight
-                if beta > MOST:
-                    beta = MOST
-            time_us = times[at]
-            if time_us > last:
-                last = time_us
-            if time_us < first:
-                first = time_us
-            n = alpha + beta
-            if slots:
-                points += pack(time_us, alpha / n)
-                if len(points) == FULL_BYTES:
-                    p.offset, p.time_us = offsets[at], time_us
-                    close(p, tenant, key, slots, state)
-                    points = state.points
-            if state.level or (n >= judged_from and alpha - 1.0 < low * n):
-                p.offset, p.time_us = offsets[at], time_us
-                state.alpha, state.beta, state.last_update, state.first, row.applied = alpha, beta, last, first, p.offset
-                state.n_events = before + mine.index(at) + 1
-                trust.weigh(event, p, key, rule, state, alpha, n)
-        state.alpha, state.beta, state.last_update, state.first, row.applied = alpha, beta, last, first, offsets[mine[-1]]
-        state.n_events = before + len(mine)
     if len(p.outputs) - told > 1:
         p.outputs[told:] = sorted(p.outputs[told:], key=_offset)  # as if each event had come in its turn
     return n_slow
+
+
+def _calmly(
+    trust: Trust,
+    tenant: str,
+    row: Row,
+    rule: KindRule,
+    mine: Sequence[int],
+    observations: Sequence[TrustObserved],
+    offsets: Sequence[int],
+    times: Sequence[int],
+    p: Partition,
+) -> bool:
+    """Absorb the events of a key whose alert is not open, if none of them opens it. False: that is not plain, and nothing is changed.
+
+    Evidence only grows, so trust is nowhere below what the first alpha and the last sum make.
+    """
+    state: TrustState = row.state
+    alpha, beta, last, first = state.alpha, state.beta, state.last_update, state.first
+    last = LONG_AGO if last is None else last
+    first = -LONG_AGO if first is None else first
+    points: list[float] = []  # time, trust, time, trust ...
+    add = points.append
+    for at in mine:
+        one, time_us = observations[at], times[at]
+        if one.success:
+            alpha += one.weight
+        else:
+            beta += one.weight
+        if time_us > last:
+            last = time_us
+        if time_us < first:
+            first = time_us
+        add(time_us)
+        add(alpha / (alpha + beta))
+    n = alpha + beta
+    if alpha > MOST or beta > MOST or (n >= rule.judged_from and state.alpha - 1.0 < trust.low * n):
+        return False
+    state.alpha, state.beta, state.last_update, state.first = alpha, beta, last, first
+    state.n_events += len(mine)
+    if rule.slots:
+        done, left = 0, len(mine)
+        while left >= (room := (FULL_BYTES - len(state.points)) // POINT.size):
+            state.points += PACK[room](*points[2 * done : 2 * (done + room)])
+            done, left = done + room, left - room
+            p.offset, p.time_us = offsets[mine[done - 1]], times[mine[done - 1]]
+            trust.history.close(p, tenant, row.key, rule.slots, state)
+        state.points += PACK[left](*points[2 * done :])
+    return True
 
 
 def _in_turn(trust: Trust, tenant: str, events: Sequence[Event], offsets: Sequence[int], times: Sequence[int], p: Partition) -> int:

@@ -43,6 +43,34 @@ def test_many_events_at_once_are_the_same_as_one_by_one_derived_ones_too_and_non
         assert decode_all([raw(wires[0]), raw({**wires[1], "derivedfrom": bad})]) is None
 
 
+@pytest.mark.parametrize("char", ["\x01", "\x1f", "\x7f", "\x85", "\ud800"])
+@pytest.mark.parametrize("field", ["id", "data.id"])
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize("beside", ["plain", "é", 'quo"ted'])
+def test_a_control_character_is_found_among_many_events_however_it_is_written(char: str, field: str, escaped: bool, beside: str) -> None:
+    def wire(name: str) -> dict[str, Any]:
+        data = {"kind": "model", "id": name if field == "data.id" else "m", "success": True}
+        return {"specversion": "1.0", "id": name if field == "id" else "e", "source": "t", "type": "trust.observed.v1", "data": data}
+
+    good = [raw(wire("m")), json.dumps(wire(beside), ensure_ascii=False).encode()]
+    bad = json.dumps(wire(f"m{char}"), ensure_ascii=escaped).encode(errors="surrogatepass")
+    one_by_one = [decode(one) for one in good]
+    found = decode_all(good)
+    assert found is not None and found.events == one_by_one
+    with pytest.raises(InvalidEvent):
+        decode(bad)
+    assert decode_all([*good, bad]) is None
+    assert decode_all([raw(wire("m")), bad]) is None
+
+
+def test_a_value_that_is_too_large_is_found_among_many_events() -> None:
+    good = raw({"specversion": "1.0", "id": "e", "source": "t", "type": "trust.observed.v1", "data": {"kind": "model", "id": "m", "success": True}})
+    large = good + b" " * (1 << 20)
+    found = decode_all([good] * 10_000)
+    assert found is not None and len(found.events) == 10_000, "many of them are more bytes than one may have"
+    assert decode_all([good, large]) is None
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_golden_event_decodes_travels_by_its_key_and_survives_a_round_trip(name: str) -> None:
     golden = GOLDEN[name]
