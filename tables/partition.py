@@ -514,7 +514,8 @@ class Partition:
         self._hear(events, batch, kafka_times[-1])
         times = _times(events, batch, kafka_times)
         self._look_up(events, batch, records, offsets, odd)
-        if max(times) > min(kafka_times) * 1000 + self.bounds.max_future_us:
+        latest = max(times)
+        if latest > min(kafka_times) * 1000 + self.bounds.max_future_us:
             for offset, time_us, kafka_ms in zip(offsets, times, kafka_times, strict=True):
                 if time_us > kafka_ms * 1000 + self.bounds.max_future_us:
                     odd.setdefault(offset, IN_FUTURE)
@@ -554,7 +555,7 @@ class Partition:
                     end += 1
                 absorb_run(events[begin:end], offsets[begin:end], times[begin:end], self)
                 folded[cls] = folded.get(cls, 0) + end - begin
-                newest = max(times[begin:end])
+                newest = latest if end - begin == size else max(times[begin:end])
                 self._moved(tenant, newest, offsets[times.index(newest, begin)])
                 begin = end
                 continue
