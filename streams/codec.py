@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -128,7 +127,7 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
     What `decode` looks at one by one is looked at for all at once, which halves the cost.
     """
     try:
-        events = _decoded(raws)
+        events: list[Event] = list(map(_decode, raws))  # type: ignore[arg-type]  # None is a TypeError, as meant
         text = b"".join(raws)  # type: ignore[arg-type]  # all are bytes here
         if len(text) > MAX_BYTES and max(map(len, raws)) > MAX_BYTES:  # type: ignore[arg-type]
             return None
@@ -156,21 +155,6 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
     except (msgspec.MsgspecError, InvalidEvent, ValueError, TypeError, RecursionError, ArithmeticError):
         return None
     return Batch(events, ids, tenants, classes, moments)
-
-
-def _decoded(raws: Sequence[bytes | None]) -> list[Event]:
-    """The events of many values. Most often they are of one type, and who knows it need not look for it in each."""
-    if not raws:
-        return []
-    try:
-        return list(map(_decoder_of(_decode(raws[0]).__class__), raws))  # type: ignore[arg-type]  # None is a TypeError, as meant
-    except msgspec.ValidationError:  # of another type, or not valid
-        return list(map(_decode, raws))  # type: ignore[arg-type]
-
-
-@cache
-def _decoder_of(envelope: type[Event]) -> Callable[[bytes], Event]:
-    return msgspec.json.Decoder(envelope).decode
 
 
 def encode(event: Event) -> bytes:
