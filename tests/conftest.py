@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 from streams.admin import partition_counts
 
 from .workers import WorkerProcess
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell has begun the tests in the background: what they start would not hear Ctrl-C either
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
