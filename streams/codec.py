@@ -128,11 +128,10 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
     """
     try:
         events: list[Event] = list(map(_decode, raws))  # type: ignore[arg-type]  # None is a TypeError, as meant
-        text = b"".join(raws)  # type: ignore[arg-type]  # all are bytes here
-        if len(text) > MAX_BYTES and max(map(len, raws)) > MAX_BYTES:  # type: ignore[arg-type]
+        size = sum(map(len, raws))  # type: ignore[arg-type]  # all are bytes here
+        if size > MAX_BYTES and max(map(len, raws)) > MAX_BYTES:  # type: ignore[arg-type]
             return None
-        # then every string is printable: what else of ASCII is not, no JSON has unless it is escaped
-        plain = text.isascii() and b"\\" not in text and b"\x7f" not in text
+        plain = size <= MAX_BYTES and _plain(b"".join(raws))  # type: ignore[arg-type]  # no copy of what may be a thousand times as much
         ids = [event.id for event in events]
         tenants = {event.tenant for event in events}
         if not tenants <= _known_tenants or not (plain or "".join(ids).isprintable()):
@@ -155,6 +154,11 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
     except (msgspec.MsgspecError, InvalidEvent, ValueError, TypeError, RecursionError, ArithmeticError):
         return None
     return Batch(events, ids, tenants, classes, moments)
+
+
+def _plain(text: bytes) -> bool:
+    """Whether every string in this valid JSON is printable at a glance: what else of ASCII is not, none has unless it is escaped."""
+    return text.isascii() and b"\\" not in text and b"\x7f" not in text
 
 
 def encode(event: Event) -> bytes:

@@ -42,16 +42,12 @@ def observed_run(trust: Trust, events: Sequence[Event], offsets: Sequence[int], 
 def _by_key(trust: Trust, tenant: str, events: Sequence[Event], offsets: Sequence[int], times: Sequence[int], p: Partition) -> int:
     """All events of a key, then those of the next: its figures are at hand meanwhile. Returns how many `Trust.observed` has counted."""
     observations: list[Any] = [event.data for event in events]
-    kinds = {one.kind for one in observations}
-    alone = next(iter(kinds)) if len(kinds) == 1 else None
-    names: list[Any] = [one.id for one in observations] if alone is not None else [(one.kind, one.id) for one in observations]
-    places: defaultdict[Any, list[int]] = defaultdict(list)
-    for at, name in enumerate(names):
-        places[name].append(at)
+    places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for at, one in enumerate(observations):
+        places[(one.kind, one.id)].append(at)
     find, dirty = p.space(trust.rows, tenant).get, p.dirty[trust.rows.index].add
     n_slow, told = 0, len(p.outputs)
-    for name, mine in places.items():
-        key = name if alone is None else (alone, name)
+    for key, mine in places.items():
         rule = trust.kinds.get(key[0], trust.other)
         row = None if rule.half_life_us is not None else find(key)
         if (
@@ -60,7 +56,7 @@ def _by_key(trust: Trust, tenant: str, events: Sequence[Event], offsets: Sequenc
             or type(state := row.state) is not TrustState
             or not state.known
             or state.level
-            or not _calmly(trust, tenant, row, rule, mine, observations, offsets, times, p)
+            or not _calmly(trust, row, rule, mine, observations, offsets, times, p)
         ):
             for at in mine:
                 p.offset, p.time_us = offsets[at], times[at]
@@ -76,7 +72,6 @@ def _by_key(trust: Trust, tenant: str, events: Sequence[Event], offsets: Sequenc
 
 def _calmly(
     trust: Trust,
-    tenant: str,
     row: Row,
     rule: KindRule,
     mine: Sequence[int],
@@ -118,7 +113,7 @@ def _calmly(
             state.points += PACK[room](*points[2 * done : 2 * (done + room)])
             done, left = done + room, left - room
             p.offset, p.time_us = offsets[mine[done - 1]], times[mine[done - 1]]
-            trust.history.close(p, tenant, row.key, rule.slots, state)
+            trust.history.close(p, row.tenant, row.key, rule.slots, state)
         state.points += PACK[left](*points[2 * done :])
     return True
 
