@@ -43,6 +43,10 @@ class TenantsReader(PartitionReader):
         """The same, each with its number."""
         return [(first + number, state) for first, reader in self._numbered() for number, state in reader.placed(table, key)]
 
+    def everywhere(self, table: Table[S]) -> Iterator[tuple[int, S]]:
+        """Every state of any tenant, with its number."""
+        return ((first + number, state) for first, reader in self._numbered() for number, state in reader.everywhere(table))
+
     def beside(self, home: Table[Any], key: tuple[str, ...], table: Table[S], keys: Iterable[tuple[str, ...]]) -> Iterator[S]:
         """States of many keys of a table whose rows are only where a row of `key` is."""
         return (state for other in keys for reader in self.each for state in reader.beside(home, key, table, (other,)))

@@ -19,8 +19,9 @@ from streams.events import TaskCompleted, TaskStarted
 
 from .agent_alerts import SEGMENT, SEGMENTS, SLOTS, Completions, append, watch
 from .facts import bucket, digest
-from .performance_rows import COMPLETED, EARLY, EARLY_TIMED, OPEN, STARTED, TAKEN, UNKNOWN, Sums, Waiting
+from .performance_rows import COMPLETED, STARTED, UNKNOWN, Sums
 from .prediction import backed_off
+from .rooms import EARLY, EARLY_TIMED, OPEN, TAKEN, Waiting
 from .times import DAY_US
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from .performance_series import SeriesTables
     from .rows import Table
 
-ID_BUCKETS = 8192
+ID_BUCKETS = 16_384
 """Rows of remembered execution ids, a tenant and partition."""
-WAITING_BUCKETS = 1024
+WAITING_BUCKETS = 8192
 """Rows of those who wait."""
 _IDS = tuple((str(i),) for i in range(ID_BUCKETS))
 WAITING_KEYS = tuple((str(i),) for i in range(WAITING_BUCKETS))
@@ -89,11 +90,11 @@ class Executions:
             if room is None:
                 return
             if seen & HAS_COMPLETION:
-                early = room.of_execution(execution, since_us)
-                if early is not None:
-                    room.remove(early)
+                there = room.of_execution(execution, since_us)
+                if there >= 0:
+                    early = room.out(there)
             else:
-                room.add(Waiting(execution, task, time_us, agent, data.task_type or "", data.model_version or "", OPEN), since_us)
+                room.add(Waiting(execution, task, time_us, OPEN, agent, data.task_type or "", data.model_version or ""), since_us)
         task_type, version = data.task_type or UNKNOWN, data.model_version or ""
         admitted = ground.admit(p, tenant, agent, task_type, version)
         if ground.count(p, tenant, STARTED) is None:
@@ -158,18 +159,18 @@ class Executions:
             if room is None:
                 return
             if data.execution_id is None:
-                start = room.only_open(task, since_us)
-                if start is not None:
-                    start.state = TAKEN
+                there = room.only_open(task, since_us)
+                if there >= 0:
+                    start = room.take(there)
                     started = True
             elif started:
-                start = room.of_execution(execution, since_us)
-                if start is not None:
+                there = room.of_execution(execution, since_us)
+                if there >= 0:
+                    start = room.out(there)
                     duplicate = start.state == TAKEN  # a completion without execution_id was its end
-                    room.remove(start)
             else:
                 state = EARLY if data.duration_ms is None else EARLY_TIMED
-                room.add(Waiting(execution, task, time_us, agent, data.task_type or "", data.model_version or "", state), since_us)
+                room.add(Waiting(execution, task, time_us, state, agent, data.task_type or "", data.model_version or ""), since_us)
         task_type = data.task_type or (start.task_type if start is not None else "") or UNKNOWN
         version = data.model_version or (start.model_version if start is not None else "")
         admitted = ground.admit(p, tenant, agent, task_type, version)

@@ -14,7 +14,7 @@ from xxhash import xxh3_64_digest
 
 FACT = Struct("<8sqI")
 """A fact: digest, event time in microseconds, value."""
-MOST = 64
+MOST = 32
 """Facts a bucket."""
 
 _WIDTH = FACT.size

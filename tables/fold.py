@@ -134,6 +134,10 @@ class Reader(Protocol):
         """As `rows`, each with its partition's number."""
         ...
 
+    def everywhere(self, table: Table[S]) -> Iterator[tuple[int, S]]:
+        """Every state of the tenant, with its partition's number; in no particular order within one."""
+        ...
+
     def beside(self, home: Table[Any], key: tuple[str, ...], table: Table[S], keys: Iterable[tuple[str, ...]]) -> Iterator[S]:
         """States of many keys of a table whose rows are only where a row of `key` is in `home`: key by key, each in partition order."""
         ...

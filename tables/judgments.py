@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from streams.events import EvaluationCompleted, JudgmentRecorded
 from streams.keys import encode_key
 
@@ -17,7 +19,8 @@ from .alerting import LEVELS
 from .facts import bucket, digest
 from .fold import MergedRule, Reader, Standing, Verdict
 from .performance_names import MOST_JUDGED_PAIRS, Rooms
-from .performance_rows import ALWAYS, EVALUATED, JUDGED, OTHER, Judgments, Pending, TaskJudgments
+from .performance_rows import EVALUATED, JUDGED, OTHER, Judgments
+from .rooms import Pending
 from .times import DAY_US
 from .verdicts import Marks, marked, overall, pass_limits, said
 
@@ -28,15 +31,15 @@ if TYPE_CHECKING:
 
     from .partition import Partition
     from .performance_names import Ground
-    from .performance_rows import Evaluations, PerformanceTables
+    from .performance_rows import Evaluations, PerformanceTables, TaskRoom
     from .performance_series import SeriesTables
 
-FACT_BUCKETS = 4096
+FACT_BUCKETS = 8192
 """Rows of remembered evaluations and allocations, a tenant and partition."""
 FACT_KEYS = tuple((str(i),) for i in range(FACT_BUCKETS))
-PENDING_BUCKETS = 1024
+PENDING_BUCKETS = 8192
 """Rows of verdicts that wait."""
-TASK_BUCKETS = 4096
+TASK_BUCKETS = 8192
 """Rows of judged tasks."""
 TASK_KEYS = tuple((str(i),) for i in range(TASK_BUCKETS))
 MOST_TASKS = 8
@@ -46,6 +49,8 @@ MOST_CRITERIA = 100
 MOST_RUBRICS = 100
 MOST_CRITERIA_BYTES = 32_000
 MOST_TASK_CRITERIA_BYTES = 1_000
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Judgments).decode
 
 
 AGREEMENT = "judge.agreement"
@@ -88,10 +93,7 @@ class JudgmentHandlers:
             room = p.open(kept.pending, tenant, key)
             if room is None:
                 return
-            waiting = [one for one in room.entries if one.task == task and one.time_us > since_us]
-            if waiting or room.oldest_us <= since_us:
-                room.entries = [one for one in room.entries if one.task != task and one.time_us > since_us]
-                room.oldest_us = min((one.time_us for one in room.entries), default=ALWAYS)
+            waiting = room.evaluated(task, since_us)
         admitted = agent is not None and ground.admits(p, tenant, agent)
         if ground.count(p, tenant, EVALUATED) is None:
             return
@@ -133,7 +135,7 @@ class JudgmentHandlers:
                 room = p.open(kept.pending, tenant, FACT_KEYS[bucket(task, PENDING_BUCKETS)])
                 if room is None:
                     return
-                room.add(Pending(task, p.time_us, judge, says, data.overall_confidence), since_us)
+                room.add(Pending(task, p.time_us, says, data.overall_confidence, judge), since_us)
         keys = self._admit(p, tenant, agent, judge)
         admitted = agent is not None and (agent, "") in keys
         if ground.count(p, tenant, JUDGED) is None:
@@ -205,16 +207,27 @@ class JudgmentHandlers:
         room = p.open(self.kept.tasks, tenant, TASK_KEYS[bucket(digest(task), TASK_BUCKETS)])
         if room is None:
             return
-        entries = room.entries
-        for found in entries:
-            if found.task == task and found.agent == agent and found.judge == judge:
-                break
+        entries, name = room.entries, "\0".join((task, agent, judge))
+        packed = entries.get(name)
+        if packed is None:
+            sums = Judgments(p.offset)
+            if len(entries) >= MOST_TASKS:
+                del entries[next(iter(entries))]
         else:
-            found = TaskJudgments(task, agent, judge, Judgments(p.offset))
-            entries.append(found)
-            if len(entries) > MOST_TASKS:
-                del entries[0]
-        add(found.sums, data, score, says, marks, MOST_TASK_CRITERIA_BYTES)
+            sums = _unpack(packed)
+        add(sums, data, score, says, marks, MOST_TASK_CRITERIA_BYTES)
+        entries[name] = _pack(sums)
+
+
+def of_task(rooms: Iterable[TaskRoom], task: str, agent: str | None, judge: str | None) -> list[Judgments]:
+    """Judgments of a task in its buckets, by an agent or a judge if they are given."""
+    found = []
+    for room in rooms:
+        for name, packed in room.entries.items():
+            of, by_agent, by_judge = name.split("\0")
+            if of == task and (agent is None or by_agent == agent) and (judge is None or by_judge == judge):
+                found.append(_unpack(packed))
+    return found
 
 
 def add(state: Judgments, data: JudgmentRecorded, score: float, says: bool | None, marks: Marks, most_bytes: int = MOST_CRITERIA_BYTES) -> None:

@@ -14,11 +14,10 @@ import msgspec
 from .agent_alerts import Ring, Standing, Watch
 from .facts import Facts
 from .prediction import Score
+from .rooms import ALWAYS, NEVER, PendingRoom, WaitingRoom
 from .rows import Table
 from .sketch import Sketch
 
-NEVER, ALWAYS = -(2**62), 2**62
-"""Before and after every event time, microseconds."""
 MOST_TOKENS = 2**62
 """Sums of tokens stop here: a row's integers have 64 bits."""
 
@@ -185,105 +184,6 @@ _ADDED = (
     "executions", "successes", "qualities", "quality", "efficiencies", "efficiency", "token_counts", "tokens", "starts", "finished", "joined", "negative",
     "duplicates", "repeats",
 )  # fmt: skip
-
-
-class Waiting(msgspec.Struct, array_like=True, gc=False):
-    """A start without completion, or a completion that waits for its start.
-
-    Attributes:
-        execution: digest of (agent, execution_id); of a completion that waits too.
-        task: digest of (agent, task).
-        time_us: its event time.
-        agent: who.
-        task_type, model_version: as told, "" where they were not. Of a completion: under which it was counted.
-        state: `OPEN`, `TAKEN` (a start whose completion had no execution_id), `EARLY` or `EARLY_TIMED` (with duration_ms).
-    """
-
-    execution: bytes
-    task: bytes
-    time_us: int
-    agent: str
-    task_type: str
-    model_version: str
-    state: int
-
-
-OPEN, TAKEN, EARLY, EARLY_TIMED = range(4)
-MOST_WAITING = 64
-MOST_PENDING = 48
-MOST_CHARACTERS = 12_000
-"""Characters of names in a bucket of those who wait: at most 48 KB."""
-
-
-class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
-    """One bucket of those who wait.
-
-    Attributes:
-        entries: oldest record first.
-        characters: of their names.
-        oldest_us: none of them came before; known, a full room is not looked through each time.
-        early: how many are completions.
-    """
-
-    entries: list[Waiting] = []
-    characters: int = 0
-    oldest_us: int = NEVER
-    early: int = 0
-
-    def add(self, one: Waiting, since_us: int) -> None:
-        """Let one in; those from before `since_us` go first where room is short, then completions, then starts, oldest first."""
-        size = self.size_of(one)
-        entries = self.entries
-        if len(entries) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS:
-            if self.oldest_us <= since_us:
-                entries = self.entries = [e for e in entries if e.time_us > since_us]
-                self.characters = sum(map(self.size_of, entries))
-                self.oldest_us = min((e.time_us for e in entries), default=ALWAYS)
-                self.early = sum(e.state >= EARLY for e in entries)
-            while entries and (len(entries) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS):
-                first = next((i for i, e in enumerate(entries) if e.state >= EARLY), 0) if self.early else 0
-                self._out(first)
-        entries.append(one)
-        self.characters += size
-        if one.state >= EARLY:
-            self.early += 1
-        if one.time_us < self.oldest_us:
-            self.oldest_us = one.time_us
-
-    def of_execution(self, execution: bytes, since_us: int) -> Waiting | None:
-        """Who waits under an execution_id."""
-        for one in self.entries:
-            if one.execution == execution and one.time_us > since_us:
-                return one
-        return None
-
-    def only_open(self, task: bytes, since_us: int) -> Waiting | None:
-        """The only open start of a task; None where there are none or several."""
-        found = None
-        for one in self.entries:
-            if one.task == task and one.state == OPEN and one.time_us > since_us:
-                if found is not None:
-                    return None
-                found = one
-        return found
-
-    def remove(self, one: Waiting) -> None:
-        """Let one out."""
-        entries = self.entries
-        at = next((i for i, e in enumerate(entries) if e is one), -1)
-        if at >= 0:
-            self._out(at)
-
-    def _out(self, at: int) -> None:
-        one = self.entries.pop(at)
-        self.characters -= self.size_of(one)
-        if one.state >= EARLY:
-            self.early -= 1
-
-    @staticmethod
-    def size_of(one: Waiting) -> int:
-        """Characters of its names."""
-        return len(one.agent) + len(one.task_type) + len(one.model_version)
 
 
 class AgentType(msgspec.Struct, array_like=True, gc=False):
@@ -486,55 +386,15 @@ class Judgments(msgspec.Struct, array_like=True, gc=False):
     brier: float = 0.0
 
 
-class TaskJudgments(msgspec.Struct, array_like=True, gc=False):
-    """Judgments of one task by one judge."""
-
-    task: str
-    agent: str
-    judge: str
-    sums: Judgments
-
-
 class TaskRoom(msgspec.Struct, array_like=True, gc=False):
-    """One bucket of tasks that were judged, the latest last."""
-
-    entries: list[TaskJudgments] = []
-
-
-class Pending(msgspec.Struct, array_like=True, gc=False):
-    """A verdict that waits for the evaluation of its task."""
-
-    task: bytes
-    time_us: int
-    judge: str
-    agreed_if: bool
-    confidence: float
-
-
-class PendingRoom(msgspec.Struct, array_like=True, gc=False):
-    """One bucket of verdicts that wait.
+    """One bucket of tasks that were judged.
 
     Attributes:
-        entries: oldest record first.
-        oldest_us: none of them came before; known, a full room is not looked through each time.
+        entries: `Judgments` as msgpack, so that those which a record does not change are not encoded for it; by task, agent and judge, joined by NUL,
+            in the order in which they first came.
     """
 
-    entries: list[Pending] = []
-    oldest_us: int = NEVER
-
-    def add(self, one: Pending, since_us: int) -> None:
-        """Let one in; where there is no room those from before `since_us` go, else the oldest."""
-        entries = self.entries
-        if len(entries) >= MOST_PENDING:
-            if self.oldest_us <= since_us:
-                self.oldest_us = min(e.time_us for e in entries)
-            if self.oldest_us > since_us:
-                del entries[0]
-            else:
-                entries = self.entries = [e for e in entries if e.time_us > since_us]
-        entries.append(one)
-        if one.time_us < self.oldest_us:
-            self.oldest_us = one.time_us
+    entries: dict[str, bytes] = {}
 
 
 class JudgmentWatch(msgspec.Struct, array_like=True, gc=False):
@@ -550,10 +410,10 @@ class PerformanceTables:
     def __init__(self, settings: PerformanceSettings) -> None:
         reads = FoldSettings(settings.predict_strength, sorted(settings.criteria_pass.items()), settings.max_agents, settings.max_judges)
         self.switch = Table("performance_switch", Switch, rank=80, settings=reads)  # ()
-        self.executions = Table("executions", Facts, rank=79, settings=reads)  # (bucket,)
-        self.facts = Table("task_facts", Facts, rank=79, settings=reads)  # (bucket,)
-        self.waiting = Table("waiting_executions", WaitingRoom, rank=78, settings=reads)  # (bucket,)
-        self.pending = Table("waiting_verdicts", PendingRoom, rank=78, settings=reads)  # (bucket,)
+        self.executions = Table("executions", Facts, rank=79, version=2, settings=reads)  # (bucket,)
+        self.facts = Table("task_facts", Facts, rank=79, version=2, settings=reads)  # (bucket,)
+        self.waiting = Table("waiting_executions", WaitingRoom, rank=78, version=2, settings=reads)  # (bucket,)
+        self.pending = Table("waiting_verdicts", PendingRoom, rank=78, version=2, settings=reads)  # (bucket,)
         self.register = Table("performance_names", Register, rank=76, settings=reads)  # ()
         self.names = Table("agent_names", Names, rank=75, settings=reads)  # (agent,)
         self.totals = Table("performance_totals", Totals, rank=70, settings=reads)  # ()
@@ -568,7 +428,7 @@ class PerformanceTables:
         self.custom = Table("custom_events", Custom, rank=62, settings=reads)  # (name,)
         self.evaluations = Table("agent_evaluations", Evaluations, rank=62, settings=reads)  # (agent,)
         self.judgments = Table("judgments", Judgments, rank=60, settings=reads)  # (agent or "", judge or "")
-        self.tasks = Table("judged_tasks", TaskRoom, rank=58, settings=reads)  # (bucket,)
+        self.tasks = Table("judged_tasks", TaskRoom, rank=58, version=2, settings=reads)  # (bucket,)
         self.judged = Table("agent_judged", JudgmentWatch, rank=56, settings=reads)  # (agent,)
         # the series' windows have ranks 40 to 46
         self.pairs = Table("agent_executions", Sums, rank=30, settings=reads)  # (agent, task type, version or "")

@@ -15,10 +15,9 @@ import msgspec
 from streams.events import AgentScored
 
 from . import beta
-from .executions import WAITING_KEYS
 from .facts import bucket, digest
 from .fold import BadParameter, NotFound, Reader, View, names
-from .judgments import TASK_BUCKETS, TASK_KEYS, merged, summary
+from .judgments import TASK_BUCKETS, TASK_KEYS, merged, of_task, summary
 from .moments import plain_sum
 from .orders import Key, Order, Place, Source, same, whole_of
 from .performance_rows import (
@@ -26,7 +25,6 @@ from .performance_rows import (
     COMPLEXITIES,
     EVALUATED,
     KINDS,
-    OPEN,
     REFERENCE_TOKENS,
     ROUTED,
     SEVERITIES,
@@ -176,10 +174,10 @@ class Figures:
         """(agent, task type, model version) of every start that waits, and not too long."""
         watermarks = reader.watermarks(TOPIC)
         found = []
-        for key in WAITING_KEYS:
-            for number, room in reader.placed(self.kept.waiting, key):
-                low = watermarks.get(number, 0) - self.timeout_us
-                found += [(one.agent, one.task_type or UNKNOWN, one.model_version) for one in room.entries if one.state == OPEN and one.time_us > low]
+        for number, room in reader.everywhere(self.kept.waiting):
+            for name in room.open_names(watermarks.get(number, 0) - self.timeout_us):
+                agent, task_type, version = name.split("\0")
+                found.append((agent, task_type or UNKNOWN, version))
         return found
 
     def agent(self, reader: Reader, name: str) -> Agent | None:
@@ -561,12 +559,7 @@ def performance_views(kept: PerformanceTables, settings: PerformanceSettings, se
         sums: list[Judgments]
         if q.task is not None:
             rooms = reader.rows(kept.tasks, TASK_KEYS[bucket(digest(q.task), TASK_BUCKETS)])
-            sums = [
-                one.sums
-                for room in rooms
-                for one in room.entries
-                if one.task == q.task and (q.agent is None or one.agent == q.agent) and (q.judge is None or one.judge == q.judge)
-            ]
+            sums = of_task(rooms, q.task, q.agent, q.judge)
         else:
             sums = reader.rows(kept.judgments, (q.agent or "", q.judge or ""))
         answer = summary(merged(sums))

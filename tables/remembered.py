@@ -21,10 +21,10 @@ from .rows import Table
 if TYPE_CHECKING:
     from .partition import Partition
 
-BUCKETS = 4096
+BUCKETS = 8192
 BUCKET_KEYS = tuple((str(number),) for number in range(BUCKETS))
-SEEN_A_BUCKET = 64
-TEXTS_A_BUCKET = 1024
+SEEN_A_BUCKET = 32
+TEXTS_A_BUCKET = 512
 SEGMENT = 16
 """Pieces a row of texts."""
 PIECE_BYTES = 3500
@@ -41,7 +41,7 @@ def digest_of(*parts: str) -> bytes:
 
 def bucket_of(digest: bytes) -> tuple[str]:
     """Key of the row that a digest shares with others."""
-    return BUCKET_KEYS[digest[0] << 4 | digest[1] >> 4]
+    return BUCKET_KEYS[digest[0] << 5 | digest[1] >> 3]
 
 
 def _place(entries: bytearray, digest: bytes, width: int) -> int:
@@ -68,7 +68,7 @@ class Seen:
     """
 
     def __init__(self, name: str, *, within_us: int, rank: int, settings: msgspec.Struct | None = None) -> None:
-        self.table = Table(name, SeenBucket, rank=rank, settings=settings)
+        self.table = Table(name, SeenBucket, rank=rank, version=2, settings=settings)
         self.within_us = within_us
 
     def first(self, p: Partition, tenant: str, digest: bytes) -> bool:
@@ -125,7 +125,7 @@ class Texts:
 
     def __init__(self, name: str, *, most: int, within_us: int, rank: int, settings: msgspec.Struct | None = None) -> None:
         self.pieces = Table(name, Pieces, rank=rank, settings=settings)
-        self.index = Table(f"{name}_index", Index, rank=rank + 1, settings=settings)
+        self.index = Table(f"{name}_index", Index, rank=rank + 1, version=2, settings=settings)
         self.heads = Table(f"{name}_head", Head, rank=rank + 2, settings=settings)
         self.tables = (self.pieces, self.index, self.heads)
         self.most = most

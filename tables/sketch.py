@@ -23,6 +23,8 @@ ZERO = 1e-12
 MAX_BUCKETS = 4096
 """Occupied buckets a store; beyond that the lowest collapse into one."""
 
+shared_number = dict[int, int]().setdefault
+"""The one object that stands for a bucket's number in all sketches (there are some 75,000): 32 bytes less an entry, and near at hand when it is written."""
 _MIDDLE = log(2 / (GAMMA + 1))
 _HUGE = 700.0
 
@@ -87,7 +89,7 @@ class Sketch(msgspec.Struct, array_like=True, gc=False):
         if i in store:
             store[i] += 1
         else:
-            store[i] = 1
+            store[shared_number(i, i)] = 1
             if len(store) > MAX_BUCKETS:
                 self.collapse(store)
 

@@ -30,7 +30,7 @@ from .remembered import Seen, Texts, digest_of
 from .rows import Table
 from .times import DAY_US, rfc3339_or_none
 from .trust_state import TOPIC, Positive, of_kind
-from .trust_verdicts import Verdicts, Waiting
+from .trust_verdicts import Judged, Verdicts
 from .verdicts import pass_limits, verdict
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class TrustByRule(Fold):
             derivation.observe("agent", data.agent, says, self.judgment)
             self.count(p, tenant, "judgment", derived=1)
         if self.judge and data.judge is not None:
-            passed = self.verdicts.judged(p, tenant, data.agent, data.task, Waiting(data.judge, says, p.time_us, event.id))
+            passed = self.verdicts.judged(p, tenant, data.agent, data.task, Judged(data.judge, says, p.time_us, event.id))
             if passed is None:
                 self.count(p, tenant, "judge", unjoined=1)
             else:

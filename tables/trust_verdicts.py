@@ -8,12 +8,14 @@ The rules this file keeps:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from .fold import Absorbed
 from .remembered import bucket_of, digest_of
+from .rooms import places
 from .rows import Table
 from .times import DAY_US
 
@@ -21,14 +23,18 @@ if TYPE_CHECKING:
     from .partition import Partition
 
 WITHIN_US = 7 * DAY_US
-TASKS_A_BUCKET = 32
+TASKS_A_BUCKET = 16
 WAITING_A_BUCKET = 32
 """Judgments with names of the greatest length: a row stays under 64 KiB."""
 NEVER = -(2**62)
+_TASK = Struct("<16sqB")
+"""Digest of (agent or "", task), event time in microseconds of its newest evaluation or `NEVER`, whether it passed."""
+_JUDGMENT = Struct("<16sqB")
+"""Digest of (agent or "", task), event time in microseconds, verdict."""
 
 
-class Waiting(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A judgment without an evaluation yet: who, what, when (microseconds), and its event's id."""
+class Judged(NamedTuple):
+    """A judgment without an evaluation yet: whose, what, when (microseconds), and its event's id."""
 
     judge: str
     verdict: bool
@@ -36,23 +42,53 @@ class Waiting(msgspec.Struct, array_like=True, frozen=True, gc=False):
     id: str
 
 
-class Task(msgspec.Struct, array_like=True, gc=False):
-    """The newest evaluation of a task, and the judgments that wait for one."""
-
-    evaluated_us: int = NEVER
-    passed: bool = False
-    waiting: list[Waiting] = []
-
-
 class TaskBucket(msgspec.Struct, array_like=True, gc=False):
-    """Tasks by digest of (agent or "", task), in the order in which they first came.
+    """Tasks that share a row, and the judgments that wait for an evaluation of one of them. Packed: see `tables.rooms`.
 
     Attributes:
-        n_waiting: judgments that wait, of all tasks.
+        tasks: in the order in which they first came.
+        waiting: judgments in log order.
+        names: judge and id of each, joined by NUL.
     """
 
-    tasks: dict[bytes, Task] = {}
-    n_waiting: int = 0
+    tasks: bytearray = msgspec.field(default_factory=bytearray)
+    waiting: bytearray = msgspec.field(default_factory=bytearray)
+    names: list[str] = []
+
+    def place(self, digest: bytes) -> int:
+        """Where the task's entry begins; one that is new takes the place of the oldest, whose judgments go with it, where there is no other."""
+        tasks = self.tasks
+        found = next(places(tasks, digest, 0, _TASK.size), -1)
+        if found >= 0:
+            return found * _TASK.size
+        if len(tasks) >= TASKS_A_BUCKET * _TASK.size:
+            self.leave(bytes(tasks[:16]))
+            del tasks[: _TASK.size]
+        tasks += _TASK.pack(digest, NEVER, False)
+        return len(tasks) - _TASK.size
+
+    def wait(self, digest: bytes, one: Judged) -> None:
+        """A judgment waits; in a full bucket the oldest goes."""
+        if len(self.names) >= WAITING_A_BUCKET:
+            del self.waiting[: _JUDGMENT.size], self.names[0]
+        self.waiting += _JUDGMENT.pack(digest, one.time_us, one.verdict)
+        self.names.append(f"{one.judge}\0{one.id}")
+
+    def of_task(self, digest: bytes) -> list[Judged]:
+        """Judgments that wait for a task, in log order."""
+        found = []
+        for place in places(self.waiting, digest, 0, _JUDGMENT.size):
+            _, time_us, says = _JUDGMENT.unpack_from(self.waiting, place * _JUDGMENT.size)
+            judge, id = self.names[place].split("\0")
+            found.append(Judged(judge, bool(says), time_us, id))
+        return found
+
+    def leave(self, digest: bytes, until_us: int = -NEVER) -> None:
+        """Judgments of a task up to an event time do not wait any more."""
+        width = _JUDGMENT.size
+        for place in reversed(list(places(self.waiting, digest, 0, width))):
+            if _JUDGMENT.unpack_from(self.waiting, place * width)[1] <= until_us:
+                del self.waiting[place * width : (place + 1) * width], self.names[place]
 
 
 class Verdicts:
@@ -64,50 +100,39 @@ class Verdicts:
     """
 
     def __init__(self, *, rank: int, settings: msgspec.Struct | None = None) -> None:
-        self.table = Table("trust_verdicts", TaskBucket, rank=rank, settings=settings)
+        self.table = Table("trust_verdicts", TaskBucket, rank=rank, version=2, settings=settings)
 
-    def judged(self, p: Partition, tenant: str, agent: str | None, task: str, one: Waiting) -> bool | None:
+    def judged(self, p: Partition, tenant: str, agent: str | None, task: str, one: Judged) -> bool | None:
         """Outcome of the evaluation that a judgment meets; None: it waits for one.
 
         Raises:
             Absorbed: the row has the record already, and so has all that depends on it.
         """
-        bucket, state = self._open(p, tenant, agent, task)
-        if state.evaluated_us != NEVER and abs(one.time_us - state.evaluated_us) <= WITHIN_US:
-            return state.passed
-        if bucket.n_waiting >= WAITING_A_BUCKET:
-            del next(other.waiting for other in bucket.tasks.values() if other.waiting)[0]
-        else:
-            bucket.n_waiting += 1
-        state.waiting.append(one)
+        bucket, digest, at = self._open(p, tenant, agent, task)
+        _, evaluated_us, passed = _TASK.unpack_from(bucket.tasks, at)
+        if evaluated_us != NEVER and abs(one.time_us - evaluated_us) <= WITHIN_US:
+            return bool(passed)
+        bucket.wait(digest, one)
         return None
 
-    def evaluated(self, p: Partition, tenant: str, agent: str | None, task: str, passed: bool) -> list[Waiting]:
+    def evaluated(self, p: Partition, tenant: str, agent: str | None, task: str, passed: bool) -> list[Judged]:
         """The judgments that waited for an evaluation and meet it now, in log order.
 
         Raises:
             Absorbed: as `judged`.
         """
-        bucket, state = self._open(p, tenant, agent, task)
+        bucket, digest, at = self._open(p, tenant, agent, task)
         time_us = p.time_us
-        met = [one for one in state.waiting if abs(one.time_us - time_us) <= WITHIN_US]
-        if state.waiting:  # what is too old for this one will be for every later one; a late evaluation may still come
-            kept = [one for one in state.waiting if one.time_us > time_us + WITHIN_US]
-            bucket.n_waiting -= len(state.waiting) - len(kept)
-            state.waiting = kept
-        if time_us >= state.evaluated_us:
-            state.evaluated_us, state.passed = time_us, passed
-        return met
+        waiting = bucket.of_task(digest)
+        if waiting:  # what is too old for this one will be for every later one; a late evaluation may still come
+            bucket.leave(digest, time_us + WITHIN_US)
+        if time_us >= _TASK.unpack_from(bucket.tasks, at)[1]:
+            _TASK.pack_into(bucket.tasks, at, digest, time_us, passed)
+        return [one for one in waiting if abs(one.time_us - time_us) <= WITHIN_US]
 
-    def _open(self, p: Partition, tenant: str, agent: str | None, task: str) -> tuple[TaskBucket, Task]:
+    def _open(self, p: Partition, tenant: str, agent: str | None, task: str) -> tuple[TaskBucket, bytes, int]:
         digest = digest_of(agent or "", task)
         bucket = p.open(self.table, tenant, bucket_of(digest))
         if bucket is None:
             raise Absorbed
-        tasks = bucket.tasks
-        state = tasks.get(digest)
-        if state is None:
-            if len(tasks) >= TASKS_A_BUCKET:
-                bucket.n_waiting -= len(tasks.pop(next(iter(tasks))).waiting)
-            state = tasks[digest] = Task()
-        return bucket, state
+        return bucket, digest, bucket.place(digest)

@@ -33,7 +33,7 @@ from .fold import Fold, Reader
 from .moments import Moments, Pairs
 from .orders import Source, states_of
 from .rows import Table
-from .sketch import LOG_GAMMA, MAX_BUCKETS, ZERO, Sketch
+from .sketch import LOG_GAMMA, MAX_BUCKETS, ZERO, Sketch, shared_number
 from .times import DAY_US, HOUR_US, MINUTE_US
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Bucket(msgspec.Struct, array_like=True, gc=False):
             if i in store:
                 store[i] += 1
             else:
-                store[i] = 1
+                store[shared_number(i, i)] = 1
                 if len(store) > MAX_BUCKETS:
                     sketch.collapse(store)
         else:

@@ -11,7 +11,8 @@ import pytest
 
 from tables import executions, judgments, performance, performance_names
 from tables.fold import BadParameter, Standing
-from tables.performance_rows import COMPLEXITIES, MOST_WAITING, SEVERITIES
+from tables.performance_rows import COMPLEXITIES, SEVERITIES
+from tables.rooms import MOST_WAITING
 from tables.times import DAY_US, HOUR_US, rfc3339
 from tables.trust import Trust
 from tests.harness import VECTORS, Log, subset
@@ -546,7 +547,7 @@ def test_tasks_judged_longest_ago_give_way_in_a_full_bucket(monkeypatch: pytest.
     n = judgments.MOST_TASKS + 2
     log.send(event(i, "judgment.recorded", START_US, task=f"t{i}", overall_score=1, overall_confidence=1, evaluation_time_ms=1) for i in range(n))
     rooms = log.reader().rows(log.folds[0].kept.tasks, ("0",))  # type: ignore[attr-defined]
-    assert [one.task for one in rooms[0].entries] == [f"t{i}" for i in range(2, n)]
+    assert list(rooms[0].entries) == [f"t{i}\0\0" for i in range(2, n)]
 
 
 # ---- predictions

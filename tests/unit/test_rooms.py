@@ -12,10 +12,22 @@ import pytest
 from tables.facts import FACT, MOST, Facts
 from tables.fold import Fold
 from tables.partition import Partition, Schema
-from tables.performance_rows import EARLY, EARLY_TIMED, MOST_CHARACTERS, MOST_PENDING, MOST_WAITING, OPEN, Pending, PendingRoom, Waiting, WaitingRoom
 from tables.remembered import bucket_of, digest_of
-from tables.trust_verdicts import TASKS_A_BUCKET, WAITING_A_BUCKET, WITHIN_US, Verdicts
-from tables.trust_verdicts import Waiting as Judgment
+from tables.rooms import (
+    EARLY,
+    EARLY_TIMED,
+    MOST_CHARACTERS,
+    MOST_EARLY,
+    MOST_PENDING,
+    MOST_WAITING,
+    OPEN,
+    TAKEN,
+    Pending,
+    PendingRoom,
+    Waiting,
+    WaitingRoom,
+)
+from tables.trust_verdicts import TASKS_A_BUCKET, WAITING_A_BUCKET, WITHIN_US, Judged, Verdicts
 
 DAY = 1000
 """How long things are remembered here."""
@@ -55,7 +67,13 @@ def test_a_full_bucket_of_facts_forgets_what_is_over_or_else_the_oldest(slow: bo
 
 
 def size_of(one: Waiting) -> int:
-    return len(one.agent) + len(one.task_type) + len(one.model_version)
+    return len(one.agent) + len(one.task_type) + len(one.model_version) + 2
+
+
+def full(there: list[Waiting], one: Waiting) -> bool:
+    early = sum(other.state >= EARLY for other in there)
+    characters = sum(map(size_of, there)) + size_of(one)
+    return len(there) >= MOST_WAITING or characters > MOST_CHARACTERS or (one.state >= EARLY and early >= MOST_EARLY)
 
 
 @pytest.mark.parametrize("slow", [True, False])
@@ -63,41 +81,74 @@ def size_of(one: Waiting) -> int:
 def test_a_full_room_lets_go_who_is_over_then_completions_then_starts(slow: bool, long: bool) -> None:
     rng = Random(8)
     room, plain = WaitingRoom(), list[Waiting]()
-    left = swept = 0
-    for number, (time_us, now) in enumerate(moments(rng, slow, 2000)):
+    left = swept = taken = met = 0
+    for number, (time_us, now) in enumerate(moments(rng, slow, 3000)):
         since, state = now - DAY, rng.choice((OPEN, OPEN, EARLY, EARLY_TIMED) if number % 400 < 200 else (OPEN,))
-        one = Waiting(number.to_bytes(8, "little"), b"task", time_us, "a" * rng.randrange(1, 900 if long else 9), "t", "", state)
+        task = rng.randrange(40).to_bytes(8, "little")
+        one = Waiting(number.to_bytes(8, "little"), task, time_us, state, "ä" * rng.randrange(1, 300 if long else 9), "t", "")
         room.add(one, since)
-        if len(plain) >= MOST_WAITING or sum(map(size_of, plain)) + size_of(one) > MOST_CHARACTERS:
+        if full(plain, one):
             alive = [other for other in plain if other.time_us > since]
             swept += len(alive) < len(plain)
             plain = alive
-            while plain and (len(plain) >= MOST_WAITING or sum(map(size_of, plain)) + size_of(one) > MOST_CHARACTERS):
+            while plain and full(plain, one):
                 early = [other for other in plain if other.state >= EARLY]
                 plain.remove((early or plain)[0])
                 left += 1
         plain.append(one)
-        if rng.random() < 0.2:
+        open_ = [other for other in plain if other.task == task and other.state == OPEN and other.time_us > since]
+        place = room.only_open(task, since)
+        assert (place >= 0) == (len(open_) == 1)
+        if place >= 0 and rng.random() < 0.3:
+            at = plain.index(open_[0])
+            plain[at] = room.take(place)
+            assert plain[at] == open_[0]._replace(state=TAKEN)
+            taken += 1
+        if rng.random() < 0.3:
             gone = rng.choice(plain)
-            plain.remove(gone)
-            room.remove(gone)
-        assert room.entries == plain
+            place = room.of_execution(gone.execution, since)
+            assert (place >= 0) == (gone.time_us > since)
+            if place >= 0:
+                assert room.out(place) == gone
+                plain.remove(gone)
+                met += 1
+        assert room.of_execution(b"\xff" * 8, since) == -1
+        assert room.everybody() == plain
         assert room.characters == sum(map(size_of, plain))
-    assert left if slow or long else swept
+        assert room.early == sum(other.state >= EARLY for other in plain)
+        assert room.open_names(since) == ["\0".join(other[4:]) for other in plain if other.state == OPEN and other.time_us > since]
+    assert met and taken and (left if slow or long else swept)
+
+
+def test_a_digest_that_stands_across_two_fields_is_nobody() -> None:
+    room = WaitingRoom()
+    room.add(Waiting(b"abcdefgh", b"ijklmnop", 1, OPEN, "a", "", ""), 0)
+    assert [room.of_execution(name, 0) for name in (b"abcdefgh", b"efghijkl", b"ijklmnop")] == [0, -1, -1]
+    assert [room.only_open(name, 0) for name in (b"abcdefgh", b"efghijkl", b"ijklmnop")] == [-1, -1, 0]
 
 
 @pytest.mark.parametrize("slow", [True, False])
 def test_a_full_room_of_verdicts_lets_go_who_is_over_or_else_the_oldest(slow: bool) -> None:
     rng = Random(9)
     room, plain = PendingRoom(), list[Pending]()
-    for time_us, now in moments(rng, slow, 1500):
-        since, one = now - DAY, Pending(b"task", time_us, "judge", True, rng.random())
+    met = 0
+    for time_us, now in moments(rng, slow, 3000):
+        task, since = rng.randrange(200).to_bytes(8, "little"), now - DAY
+        one = Pending(task, time_us, rng.random() < 0.5, rng.random(), f"j{rng.randrange(9)}")
         room.add(one, since)
         if len(plain) >= MOST_PENDING:
             alive = [other for other in plain if other.time_us > since]
             plain = alive[1:] if len(alive) >= MOST_PENDING else alive
         plain.append(one)
-        assert room.entries == plain
+        assert room.everybody() == plain
+        if rng.random() < 0.1:
+            task = rng.choice(plain).task
+            found = room.evaluated(task, since)
+            assert found == [other for other in plain if other.task == task and other.time_us > since]
+            plain = [other for other in plain if other.task != task and other.time_us > since]
+            assert room.everybody() == plain
+            met += len(found)
+    assert met
 
 
 def test_the_judgments_that_wait_in_a_bucket_are_counted_right() -> None:
@@ -116,11 +167,12 @@ def test_the_judgments_that_wait_in_a_bucket_are_counted_right() -> None:
         p.offset, p.time_us = n, n * WITHIN_US // 500 + rng.randrange(WITHIN_US)
         task = rng.choice(found)
         if rng.random() < 0.8:
-            verdicts.judged(p, "t", None, task, Judgment("j", True, p.time_us, str(n)))
+            verdicts.judged(p, "t", None, task, Judged("j", True, p.time_us, str(n)))
         else:
             verdicts.evaluated(p, "t", None, task, True)
         (row,) = p.space(verdicts.table, "t").values()
         bucket = verdicts.table.load(row)
-        assert bucket.n_waiting == sum(len(one.waiting) for one in bucket.tasks.values()) <= WAITING_A_BUCKET
-        most = max(most, bucket.n_waiting)
+        assert len(bucket.names) <= WAITING_A_BUCKET and len(bucket.tasks) <= TASKS_A_BUCKET * 25
+        assert len(bucket.waiting) == 25 * len(bucket.names)
+        most = max(most, len(bucket.names))
     assert most == WAITING_A_BUCKET

@@ -595,8 +595,8 @@ def test_rows_of_names_of_the_greatest_length_stay_under_64_kib() -> None:
             story.judged(task, True, agent=None, judge=f"{n}-{i}{wide}")
     bucket = log.folds[1].verdicts.table
     states = [bucket.peek(row) for row in log.topics["judgments"][0].spaces[bucket.index]["golden"].values()]
-    assert [len(state.tasks) for state in states] == [trust_verdicts.TASKS_A_BUCKET]
-    assert sum(len(task.waiting) for task in states[0].tasks.values()) == trust_verdicts.WAITING_A_BUCKET
+    assert len(states) == 1 and len(states[0].names) == trust_verdicts.WAITING_A_BUCKET
+    assert [sum(len(states[0].of_task(remembered.digest_of("", task))) for task in found) for found in (tasks[:-16], tasks[-16:])] == [0, 32]
     assert max(len(state) for _, state in rows(log.topics["judgments"][0]).values()) <= 64 << 10
     story.evaluated(tasks[-1], True, agent=None)
     story.evaluated(tasks[0], True, agent=None)
@@ -616,7 +616,8 @@ def test_a_full_bucket_of_completions_forgets_the_oldest() -> None:
     for id in ids:
         story.completed("a", execution=id)
     story.completed("a", execution=ids[-1])
-    assert counted(log, "task") == (65, 0, 1)
+    n = remembered.SEEN_A_BUCKET + 1
+    assert counted(log, "task") == (n, 0, 1)
     story.completed("a", execution=ids[0])
-    assert counted(log, "task") == (66, 0, 1)
+    assert counted(log, "task") == (n + 1, 0, 1)
     assert max(len(state) for _, state in rows(log.topics["judgments"][0]).values()) < 2 << 10
