@@ -187,7 +187,7 @@ class Forecasts(Fold):
         self.max = settings.max_variables
         self.models = Table("forecast_calibration", Calibration, rank=80, settings=reads)
         self.recent = Table("forecast_calibration_last", Recent, rank=81, settings=reads)
-        self.memory = Table("forecast_memory", Remembered, rank=85, settings=reads)
+        self.memory = Table("forecast_memory", Remembered, rank=85, version=2, settings=reads)
         self.counted = Table("forecast_count", Counted, rank=86, settings=reads)
         self.tables = (self.models, self.recent, self.memory, self.counted)
         self.handlers = {ForecastIssued: self.issued, ForecastResolved: self.resolved}

@@ -2,7 +2,8 @@
 
 The rules this file keeps: a forecast is known by (model, forecast_id), and remembered for `KEPT_US` of event time or until
 `KEPT_N` more of the tenant were issued in the partition, whichever ends first; to the last one, whatever else has hashed to
-its row. Entries are packed, and what is no longer remembered goes when its row is written the next time.
+its row. Resolutions alone do not count as issued: of them a row keeps the last `MOST_RESOLVED`, many more than `KEPT_N` forecasts bring.
+Entries are packed, and what is no longer remembered goes when its row is written the next time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ ROWS = 16_384
 """Rows of a tenant in a partition: some 6 forecasts a row where `KEPT_N` are remembered."""
 MAX_NAMES_BYTES = 8 << 10
 """Of the input names of one forecast; beyond, they are not remembered."""
+MOST_RESOLVED = 32
+"""Resolved forecasts a row: half a million of a tenant in a partition."""
 MAX_ROW_BYTES = 48 << 10
 """Beyond, the oldest entries of a row are forgotten early: rows stay under 64 KiB."""
 UNKNOWN = "unknown"
@@ -40,9 +43,15 @@ _decode = msgspec.msgpack.Decoder(list[str]).decode
 
 
 class Remembered(msgspec.Struct, array_like=True, gc=False):
-    """Forecasts whose digests fall into one row: packed `ENTRY`s, oldest first, each followed by its names as msgpack."""
+    """Forecasts whose digests fall into one row.
+
+    Attributes:
+        entries: packed `ENTRY`s, oldest first, each followed by its names as msgpack.
+        resolved: how many of them are.
+    """
 
     entries: bytearray = msgspec.field(default_factory=bytearray)
+    resolved: int = 0
 
 
 class Issued(NamedTuple):
@@ -110,23 +119,31 @@ def remember(
     entries = state.entries
     if entries:
         if digest in entries:
-            _forget(entries, digest)
+            _forget(state, digest)
         while entries:
-            _, oldest, oldest_us, _, _, _, size = ENTRY.unpack_from(entries)
+            _, oldest, oldest_us, _, _, was, size = ENTRY.unpack_from(entries)
             if oldest > number - KEPT_N and oldest_us >= time_us - KEPT_US and len(entries) <= MAX_ROW_BYTES:
                 break
             del entries[: _SIZE + size]
+            state.resolved -= was & RESOLVED
+    if flags & RESOLVED:
+        if state.resolved >= MOST_RESOLVED:
+            _forget(state)
+        state.resolved += 1
     entries += _pack(digest, number, time_us, confidence, nan if prediction is None else prediction, flags, len(names))
     entries += names
 
 
-def _forget(entries: bytearray, digest: bytes) -> None:
-    """Take an entry out."""
-    at = 0
+def _forget(state: Remembered, digest: bytes | None = None) -> None:
+    """Take out what is known of a forecast; without its digest, the oldest that is resolved."""
+    entries, at = state.entries, 0
     while at < len(entries):
-        name, *_, size = ENTRY.unpack_from(entries, at)
+        name, *_, flags, size = ENTRY.unpack_from(entries, at)
         end = at + _SIZE + size
-        if name == digest:
-            del entries[at:end]
-        else:
+        if name != digest and (digest is not None or not flags & RESOLVED):
             at = end
+            continue
+        del entries[at:end]
+        state.resolved -= flags & RESOLVED
+        if digest is None:
+            return

@@ -227,6 +227,23 @@ def test_what_is_remembered_is_what_a_dictionary_would(steps: list[tuple[int, bo
     assert state.entries == msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=Remembered).entries
 
 
+def test_of_resolutions_without_forecasts_a_row_keeps_the_last_ones() -> None:
+    rng, state, plain = random.Random(5), Remembered(), dict[int, bool]()
+    forgotten = 0
+    for _ in range(4000):
+        name, done = rng.randrange(120), rng.random() < 0.8
+        remember(state, digest_of("m", str(name)), 1, 0, 0.5, None, {"x" * rng.randrange(9): 1.0}, RESOLVED if done else ISSUED)
+        plain.pop(name, None)
+        oldest = [one for one, resolved in plain.items() if resolved]
+        if done and len(oldest) == forecast_memory.MOST_RESOLVED:
+            del plain[oldest[0]]
+            forgotten += 1
+        plain[name] = done
+        known = {one: found.resolved for one in range(120) if (found := find(state, digest_of("m", str(one)), 1, 0)) is not None}
+        assert known == plain and state.resolved == sum(plain.values()) <= forecast_memory.MOST_RESOLVED
+    assert forgotten > 100
+
+
 def test_rows_are_spread_evenly_and_stay_in_their_number() -> None:
     keys = [int(row_of(digest_of("m", str(i)))[0]) for i in range(50_000)]
     assert min(keys) >= 0 and max(keys) < forecast_memory.ROWS
