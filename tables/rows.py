@@ -104,6 +104,11 @@ class Table(Generic[S]):
             return self._decode(state)  # type: ignore[arg-type]  # bytes, checked above
         return state  # type: ignore[return-value]  # by construction: rows of this table only
 
+    def pack(self, row: Row | None) -> None:
+        """Keep a row's state as msgpack from now on, until somebody touches it: for what will hardly be changed again."""
+        if row is not None and row.state.__class__ is not bytes:
+            row.state = _encode(row.state)
+
     def dump(self, row: Row) -> bytes:
         """State of a row as msgpack."""
         state = row.state

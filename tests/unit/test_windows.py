@@ -278,13 +278,27 @@ def test_late_values_count_once_in_the_status_however_many_tags_they_have() -> N
 # ---- the rings
 
 
+def test_buckets_that_are_past_are_kept_packed_and_a_late_value_still_enters_them() -> None:
+    fold = Windows()
+    log = Log([fold])
+    log.send(metric(i, START_US + i * 30_000_000, float(i)) for i in range(80))
+    table = fold.ring(0)
+    kept = log.topics["training"][0].space(table, "golden").values()
+    assert [row.state.__class__ is bytes for row in kept] == [True] * 39 + [False]
+    log.send([metric(80, START_US + 60_000_001, 1000.0)])
+    shown = ask(log, window="1m")["buckets"]
+    assert (len(shown), shown[1]["n"], shown[1]["max"]) == (40, 3, 1000.0)
+    log.send([metric(81, START_US + 41 * 60_000_000, 1.0)])
+    assert [row.state.__class__ is bytes for row in kept][-4:] == [False, True, True, False]  # what was asked for stays at hand, but the last two
+
+
 def test_one_value_lies_in_exactly_one_bucket() -> None:
     values = wander(5, 900, 60.0)
     fold = Windows()
     log = Log([fold])
     log.send(metric(i, t, v) for i, (t, v) in enumerate(values))
     p = log.topics["training"][0]
-    lying = sum(row.state.n for table in fold.rings for row in p.space(table, "golden").values())
+    lying = sum(table.peek(row).n for table in fold.rings for row in p.space(table, "golden").values())
     rest = sum(row.state.sketch.n for row in p.space(fold.residue, "golden").values())
     finite = [v for _, v in values if not isinstance(v, str)]
     assert lying + rest == len(finite)
@@ -533,7 +547,7 @@ def test_one_value_can_push_content_through_every_ring_into_the_residue() -> Non
     p = log.topics["training"][0]
 
     def held() -> list[list[float]]:
-        return [[row.state.mean for (_, _, run, _), row in p.space(table, "golden").items() if run == "r"] for table in fold.rings]
+        return [[table.peek(row).mean for (_, _, run, _), row in p.space(table, "golden").items() if run == "r"] for table in fold.rings]
 
     log.send(events[:-1])
     assert held() == [[7.0], [5.0], [3.0], [1.0]]
