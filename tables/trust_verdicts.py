@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 WITHIN_US = 7 * DAY_US
 TASKS_A_BUCKET = 16
-WAITING_A_BUCKET = 32
+WAITING_A_BUCKET = 30
 """Judgments with names of the greatest length: a row stays under 64 KiB."""
 NEVER = -(2**62)
+DIGEST_BYTES = 16
 _TASK = Struct("<16sqB")
 """Digest of (agent or "", task), event time in microseconds of its newest evaluation or `NEVER`, whether it passed."""
 _JUDGMENT = Struct("<16sqB")
@@ -62,7 +63,7 @@ class TaskBucket(msgspec.Struct, array_like=True, gc=False):
         if found >= 0:
             return found * _TASK.size
         if len(tasks) >= TASKS_A_BUCKET * _TASK.size:
-            self.leave(bytes(tasks[:16]))
+            self.leave(bytes(tasks[:DIGEST_BYTES]))
             del tasks[: _TASK.size]
         tasks += _TASK.pack(digest, NEVER, False)
         return len(tasks) - _TASK.size

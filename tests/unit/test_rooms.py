@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
+import msgspec
 import pytest
 
 from tables.facts import FACT, MOST, Facts
@@ -27,7 +28,7 @@ from tables.rooms import (
     Waiting,
     WaitingRoom,
 )
-from tables.trust_verdicts import TASKS_A_BUCKET, WAITING_A_BUCKET, WITHIN_US, Judged, Verdicts
+from tables.trust_verdicts import TASKS_A_BUCKET, WAITING_A_BUCKET, WITHIN_US, Judged, TaskBucket, Verdicts
 
 DAY = 1000
 """How long things are remembered here."""
@@ -176,3 +177,18 @@ def test_the_judgments_that_wait_in_a_bucket_are_counted_right() -> None:
         assert len(bucket.waiting) == 25 * len(bucket.names)
         most = max(most, len(bucket.names))
     assert most == WAITING_A_BUCKET
+
+
+def test_rooms_full_of_names_of_the_greatest_length_stay_under_64_kib() -> None:
+    wide = "\U0001f40d" * 256
+    bucket, waiting, pending = TaskBucket(), WaitingRoom(), PendingRoom()
+    for n in range(100):
+        digest = n.to_bytes(16, "little")
+        bucket.place(digest)
+        for says in (True, False):
+            bucket.wait(digest, Judged(wide, says, n, wide))
+        waiting.add(Waiting(digest[:8], digest[8:], n, OPEN, wide, wide, wide), -1)
+        pending.add(Pending(digest[:8], n, True, 0.5, wide), -1)
+    held, sizes = list(map(len, (bucket.names, waiting.names, pending.judges))), [len(msgspec.msgpack.encode(room)) for room in (bucket, waiting, pending)]
+    assert held == [WAITING_A_BUCKET, MOST_CHARACTERS // (3 * 256 + 2), MOST_PENDING]
+    assert max(sizes) < 64 << 10

@@ -596,7 +596,7 @@ def test_rows_of_names_of_the_greatest_length_stay_under_64_kib() -> None:
     bucket = log.folds[1].verdicts.table
     states = [bucket.peek(row) for row in log.topics["judgments"][0].spaces[bucket.index]["golden"].values()]
     assert len(states) == 1 and len(states[0].names) == trust_verdicts.WAITING_A_BUCKET
-    assert [sum(len(states[0].of_task(remembered.digest_of("", task))) for task in found) for found in (tasks[:-16], tasks[-16:])] == [0, 32]
+    assert [sum(len(states[0].of_task(remembered.digest_of("", task))) for task in found) for found in (tasks[:-16], tasks[-16:])] == [0, 30]
     assert max(len(state) for _, state in rows(log.topics["judgments"][0]).values()) <= 64 << 10
     story.evaluated(tasks[-1], True, agent=None)
     story.evaluated(tasks[0], True, agent=None)
