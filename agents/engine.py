@@ -34,7 +34,7 @@ from .board import Board
 from .core import SCHEMA, SERVED, Core, Flush, Refusal, Served, Shard, WrongIdentity
 from .generations import other_tables, remade
 from .rebuild import Rebuild
-from .seam import packed, wait_at_most
+from .seam import Pace, packed, wait_at_most
 
 R = TypeVar("R")
 DOUBT_S = 2.0
@@ -160,6 +160,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.on_changed: list[Callable[[Shard, Iterable[tuple[int, Row]]], None]] = []
         self.on_alert: list[Callable[[dict[str, Any]], None]] = []
         self.ends: dict[tuple[str, int], int] = {}
+        self.pace = Pace()
         self.n = {"chunks": 0, "records": 0, "flushes": 0, "rows": 0, "outputs": 0, "flush_failures": 0, "discarded_chunks": 0, "ended_rows": 0}
         self._seeks: dict[TP, int] = {}
         self._refused: set[Shard] = set()
@@ -437,6 +438,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         if (slept := self._slept()) is not None:
             raise slept
         epoch, start, end, records = chunk
+        begun = time.perf_counter()
         done = self.core.chunk(shard, epoch, start, end, records)
         self.n["chunks"] += 1
         if done is None:
@@ -447,6 +449,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             self.log.warning("%s/%s: fetched from %s, folded up to %s: fetching again", tp.topic, tp.partition, start, done.seek)
         else:
             self._absorbed_at = self.stirred_at = time.monotonic()
+            self.pace.took(tp.topic, done, time.perf_counter() - begun)
             self.n["records"] += done
             if not self.publishes:
                 shard.partition.outputs.clear()

@@ -50,8 +50,10 @@ CLOSE_S = 5.0
 """Longest time that closing the consumer may take."""
 COMMIT_S = 5.0
 """Longest time that one commit may take."""
-MOST_A_CHUNK = 4096
-"""Records folded before anything else gets its turn."""
+MOST_A_CHUNK, LEAST_A_CHUNK = 4096, 256
+"""Records folded before anything else gets its turn: as many as take `CHUNK_S`, within these."""
+CHUNK_S = 0.05
+"""Seconds that folding a chunk should take at most: questions wait for it."""
 HEAVIEST_CHUNK = 1 << 20
 """Their bytes, as far as whole batches can be told apart."""
 FETCHED = 2 << 20
@@ -69,8 +71,38 @@ COMPILED = google_crc32c.implementation == "c"
 """Whether google-crc32c has its compiled part here; the other is slower than aiokafka's."""
 
 
+class Pace:
+    """How many records of a topic make a chunk, by what the last ones cost. (What a row holds does not depend on where chunks end.)
+
+    Example:
+        >>> pace = Pace()
+        >>> pace.most("judgments")
+        1024
+        >>> pace.took("judgments", 1000, 0.16)  # 160 microseconds a record
+        >>> pace.most("judgments")
+        312
+    """
+
+    def __init__(self) -> None:
+        self._record_s: dict[str, float] = {}
+
+    def took(self, topic: str, records: int, seconds: float) -> None:
+        """A chunk was folded."""
+        if records:
+            cost = seconds / records
+            known = self._record_s.get(topic, cost)
+            self._record_s[topic] = known + (cost - known) * min(1.0, records / SLICE)  # of few records it is mostly what a chunk costs
+
+    def most(self, topic: str) -> int:
+        """Records of the next chunk."""
+        cost = self._record_s.get(topic)
+        return SLICE if cost is None else max(LEAST_A_CHUNK, min(MOST_A_CHUNK, int(CHUNK_S / max(cost, 1e-9))))
+
+
 class Driven(Protocol):
     """What the seam asks of the engine (`app.engine`)."""
+
+    pace: Pace
 
     def is_source(self, topic: str) -> bool:
         """Whether this Kafka topic is one of ours."""
@@ -474,7 +506,7 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # faust is untyped here
             for _ in range(TURNS):
                 await asyncio.sleep(0)
         for tp, taken in spans.items():
-            for part in taken.cut(MOST_A_CHUNK):
+            for part in taken.cut(engine.pace.most(tp.topic)):
                 if not self.flow_active or self.app.consumer_generation_id != generation:
                     return
                 self._read_offset[tp] = None  # Faust would drop what it takes for a repetition

@@ -429,3 +429,16 @@ def test_a_loop_that_cannot_be_closed_is_told_and_fails_only_who_had_not_stopped
     loop.close()
     assert int(left.value.code or 0) == code
     assert told in caplog.text
+
+
+def test_a_chunk_is_as_long_as_its_time_allows() -> None:
+    pace = seam.Pace()
+    assert pace.most("costs") == seam.SLICE, "nothing is known yet"
+    for record_s, most in ((2e-6, seam.MOST_A_CHUNK), (20e-6, 2500), (200e-6, seam.LEAST_A_CHUNK), (0.01, seam.LEAST_A_CHUNK), (0.0, seam.MOST_A_CHUNK)):
+        pace.took("costs", 2000, 2000 * record_s)
+        assert pace.most("costs") == pytest.approx(most, abs=1)
+    pace.took("costs", 2000, 2000 * 20e-6)
+    pace.took("costs", 1, 0.01)  # a single record tells little
+    assert 1000 < pace.most("costs") < 2500
+    pace.took("costs", 0, 1.0)
+    assert pace.most("costs") > 1000 and pace.most("judgments") == seam.SLICE
