@@ -26,7 +26,7 @@ from aiokafka.errors import KafkaError
 from streams.codec import InvalidEvent, decode
 from streams.keys import record_key
 from tables.fold import BadParameter, NotFound, View
-from tables.orders import ListKeeper, Unmade
+from tables.orders import ListKeeper
 from tables.partition import Schema
 from tables.reader import PartitionReader
 from tables.times import to_us
@@ -56,10 +56,6 @@ from .status import openapi, prometheus, status, tenant_status, tenants_of
 from .sums import SUMMED, summed
 
 API = "/api/v1"
-MAKE_S = 0.005
-"""Seconds for which a list of very many keys is made before everything else gets its turn."""
-MOST_MADE = 3
-"""Times that a question waits for such lists; then it makes what it lacks while everything waits."""
 MANY_RAW = "raw queries of this tenant are being answered; ask again in a moment"
 ALIASES = {"/api/learning/metrics": "/learning/metrics", "/api/learning/report": "/learning/report", "/api/learning/goals": "/learning/goals"}
 _batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -144,7 +140,6 @@ class Routes:
         self.n_requests: dict[tuple[str, int], int] = {}
         self.seconds: dict[str, float] = {}
         self.keeper: ListKeeper | None = None
-        self.making = asyncio.Lock()  # one list at a time, whoever asks
 
     def use(self, schema: Schema) -> None:
         """Answer by this schema's views from now on."""
@@ -263,36 +258,12 @@ class Routes:
                 raise Denied(429, f"more than queries_per_s = {self.queries.per_s:g} with this token; ask again in a moment", retry_s=wait_s)
         return caller
 
-    def reader(self, tenant: str, *, patient: bool = False) -> PartitionReader:
+    def reader(self, tenant: str) -> PartitionReader:
         """A reader bound to a tenant; it keeps lists for the next question, of the tables that serve."""
         engine = self.engine
         if self.keeper is None or self.keeper.partitions is not engine.partitions:
             self.keeper = ListKeeper(engine.partitions, engine.schema.homes, time.monotonic)
-        return PartitionReader(engine.partitions, engine.schema.homes, tenant, time.time_ns() // 1000, self.keeper, patient=patient)
-
-    async def told(self, view: View, tenant: str, params: Any) -> dict[str, Any]:
-        """A view's answer. Lists of very many keys that are not kept yet are made for it first, while everything else goes on."""
-        for _ in range(MOST_MADE):
-            try:
-                return view.answer(self.reader(tenant, patient=True), params)
-            except Unmade as lists:
-                async with self.making:
-                    await self.make(lists)
-        return view.answer(self.reader(tenant), params)
-
-    async def make(self, lists: Unmade) -> None:
-        """Make lists, if nobody has by now, a few milliseconds at a time."""
-        keeper = self.keeper
-        if keeper is None or keeper.has(lists):
-            return
-        with contextlib.closing(keeper.make(lists, self.reader)) as steps:
-            until = time.monotonic() + MAKE_S
-            for _ in steps:
-                if time.monotonic() >= until:
-                    await asyncio.sleep(0)
-                    if self.keeper is not keeper:  # tables were swapped
-                        return
-                    until = time.monotonic() + MAKE_S
+        return PartitionReader(engine.partitions, engine.schema.homes, tenant, time.time_ns() // 1000, self.keeper)
 
     async def view(self, request: web.Request, view: View | RawView, found: Mapping[str, str]) -> web.Response:
         """Answer a table's view, or ask the archive."""
@@ -314,7 +285,7 @@ class Routes:
                 raise BadParameter("as_of", "sums over tenants are told of the present")
             body = summed(view, params, tenants_of(self.engine), self.reader)
         else:
-            body = await self.told(view, caller.tenant, params)
+            body = view.answer(self.reader(caller.tenant), params)
         if kind == "csv":  # which has no room to say that it may not be whole
             return table_answer(body, HEADERS) if self.engine.ready else problem(503, "the tables are still being restored; ask again when /readyz says 200")
         body["lag"] = self.lag(view.topics)

@@ -11,7 +11,7 @@ The rules this file keeps:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -43,10 +43,6 @@ FEW_DUE = 32
 """Changed keys that are left to the next question: those that change all the time are not looked at again and again."""
 MANY_LINES = 64
 """Changed keys that are put into columns together."""
-AT_ONCE = 10_000
-"""Rows of a source up to which its lists are made while everything waits; of more they are made a few keys at a time, where somebody can wait."""
-A_STEP = 256
-"""Keys of such a list that are looked at in one step."""
 AFRESH = 4
 """A list of which more than one in so many keys changed is made anew: that is cheaper."""
 
@@ -540,7 +536,6 @@ class Held:
         n: keys there were when a list was made last.
         counted: its size as it is in the keeper's.
         used: when it was asked for last, seconds.
-        making: parts that have some of the keys so far; what changes is put into them too.
     """
 
     source: Source[Any]
@@ -550,37 +545,14 @@ class Held:
     n: int = 0
     counted: int = 0
     used: float = 0.0
-    making: dict[Hashable, Any] = field(default_factory=dict)
 
     def size(self) -> int:
         """Places and figures in it."""
-        return sum(len(part) for parts in (self.parts, self.making) for part in parts.values()) + len(self.due)
-
-    def nothing(self) -> None:
-        """All of it has to be made anew."""
-        self.due = set()
-        self.parts.clear()
-        self.making = {}  # another one: who is making it sees that
+        return sum(len(part) for part in self.parts.values()) + len(self.due)
 
     def too_many_due(self) -> bool:
         """Whether making all of it anew is cheaper than looking at what changed."""
         return len(self.due) * AFRESH > self.n + 1_000
-
-
-class Unmade(Exception):  # no error: who asked patiently has it made, and asks again
-    """Lists of very many keys that are not kept.
-
-    Attributes:
-        tenant: whose.
-        source: of the keys.
-        wanted: name -> the empty list.
-    """
-
-    def __init__(self, tenant: str, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> None:
-        super().__init__("to be made with ListKeeper.make")
-        self.tenant = tenant
-        self.source = source
-        self.wanted = wanted
 
 
 class ListKeeper:
@@ -615,26 +587,17 @@ class ListKeeper:
         self._using: dict[Table[Any], dict[str, list[Held]]] = {}
         self._looked: dict[tuple[Partition, int], dict[Row, int]] = {}
 
-    def get(self, reader: Reader, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]], *, patient: bool = False) -> dict[Hashable, Any]:
+    def get(self, reader: Reader, source: Source[Any], wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
         """The lists of the reader's tenant as they are now, kept or made.
 
         Args:
             wanted: name -> its empty list; the same name always means the same list.
-            patient: who asks can have them made a few keys at a time.
-
-        Raises:
-            Unmade: they lack, of more than `AT_ONCE` rows.
         """
         name = reader.tenant, source
         self._collect(source)
         held = self.held.pop(name, None) or self._begin(name)
         self.held[name] = held  # the one asked for last
         held.used = self.clock()
-        if patient and (held.too_many_due() or not wanted.keys() <= held.parts.keys()) and self._n_rows(name) > AT_ONCE:
-            if held.too_many_due():
-                held.nothing()
-                self._count(held)
-            raise Unmade(reader.tenant, source, {one: make for one, make in wanted.items() if one not in held.parts})
         with self._dropped_if_not_whole(name):
             answer = self._answer(reader, held, wanted)
         self._count(held)
@@ -666,7 +629,8 @@ class ListKeeper:
 
     def _answer(self, reader: Reader, held: Held, wanted: Mapping[Hashable, Callable[[], Part]]) -> dict[Hashable, Any]:
         if held.too_many_due():
-            held.nothing()
+            held.due = set()
+            held.parts.clear()
         elif held.due:
             due, held.due = held.due, set()
             self._take(reader, held, due)
@@ -683,53 +647,6 @@ class ListKeeper:
         while len(held.parts) > max(MOST_LISTS, len(wanted)):
             del held.parts[next(iter(held.parts))]
         return answer
-
-    def has(self, lists: Unmade) -> bool:
-        """Whether they were made meanwhile."""
-        held = self.held.get((lists.tenant, lists.source))
-        return held is not None and lists.wanted.keys() <= held.parts.keys()
-
-    def make(self, lists: Unmade, reader_of: Callable[[str], Reader]) -> Generator[None, None, None]:
-        """Make lists in steps; between two of them rows may change and questions be answered. It may end without them, where too much has changed."""
-        name = tenant, source = lists.tenant, lists.source
-        self._collect(source)
-        held = self.held.get(name) or self._begin(name)
-        self.held[name] = held
-        self._watch(source)
-        parts = held.making = {one: make() for one, make in lists.wanted.items()}
-        self.n_made += len(parts)
-        keys = self._keys(name)
-        held.n = len(keys)
-        try:
-            for begin in range(0, len(keys), A_STEP):
-                reader = reader_of(tenant)
-                with self._dropped_if_not_whole(name):
-                    found = [(key, figures) for key in keys[begin : begin + A_STEP] if (figures := source.one(reader, key)) is not None]
-                    for part in parts.values():
-                        part.take(reader, found) if begin else part.fill(reader, found)
-                self._count(held)
-                yield
-                if self.held.get(name) is not held or held.making is not parts:
-                    return
-                held.used = self.clock()
-            held.parts |= parts
-        finally:
-            if held.making is parts:
-                held.making = {}
-
-    def _keys(self, name: tuple[str, Source[Any]]) -> list[Key]:
-        """Keys of which a tenant has rows, and so every key that a source may have."""
-        tenant, source = name
-        found: set[Key] = set()
-        for table, key_of in source.tables.items():
-            for partition in self._over(table):
-                keys = partition.spaces[table.index].get(tenant, ())
-                found.update(keys if key_of is same else map(key_of, keys))
-        return list(found)
-
-    def _n_rows(self, name: tuple[str, Source[Any]]) -> int:
-        tenant, source = name
-        return sum(len(partition.spaces[table.index].get(tenant, ())) for table in source.tables for partition in self._over(table))
 
     def tend(self, reader_of: Callable[[str], Reader], most: int) -> int:
         """Look at some changed keys of lists that were asked for lately, so that the next question finds few; drop lists that it would make anew.
@@ -774,7 +691,7 @@ class ListKeeper:
         """Look at keys again."""
         self.n_again += len(due)
         changed = [(key, held.source.one(reader, key)) for key in due]
-        for part in (*held.parts.values(), *held.making.values()):
+        for part in held.parts.values():
             part.take(reader, changed)
 
     def _count(self, held: Held) -> None:

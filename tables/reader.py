@@ -19,18 +19,10 @@ class PartitionReader:
         tenant: every read is bound to it.
         now_us: the server's clock, microseconds since the epoch.
         keeper: of these partitions, keeps lists for the next question; None = each is made anew.
-        patient: who asks can wait for lists that are made in steps (`tables.orders.Unmade`).
     """
 
     def __init__(
-        self,
-        partitions: Mapping[str, Sequence[Partition]],
-        homes: Mapping[str, tuple[str, ...]],
-        tenant: str,
-        now_us: int,
-        keeper: ListKeeper | None = None,
-        *,
-        patient: bool = False,
+        self, partitions: Mapping[str, Sequence[Partition]], homes: Mapping[str, tuple[str, ...]], tenant: str, now_us: int, keeper: ListKeeper | None = None
     ) -> None:
         self.partitions = partitions
         self.homes = homes
@@ -38,7 +30,6 @@ class PartitionReader:
         self.now_us = now_us
         self.topics: set[str] = set()
         self.keeper = keeper
-        self.patient = patient
         self._homes: dict[Table[Any], list[Partition]] = {}
 
     def _over(self, table: Table[S]) -> list[Partition]:
@@ -120,7 +111,7 @@ class PartitionReader:
             return made(self, source, wanted)
         for table in source.tables:
             self.topics.update(self.homes.get(table.wire, tuple(self.partitions)))
-        return self.keeper.get(self, source, wanted, patient=self.patient)
+        return self.keeper.get(self, source, wanted)
 
     def watermarks(self, topic: str) -> dict[int, int]:
         """Greatest event time absorbed in each partition of a topic that has any, microseconds."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import fsum
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +15,6 @@ import numpy as np
 import orjson
 import pytest
 
-from agents import http
 from agents.core import Core
 from agents.http import Routes
 from agents.registry import schema
@@ -26,7 +24,7 @@ from streams.settings import load
 from streams.topics import SOURCE_TOPICS
 from tables import orders
 from tables.fold import BadParameter, NotFound, View, page
-from tables.orders import Columns, Exact, ListKeeper, Order, Sheet, Totals, Unmade, made, parts_of, states_of
+from tables.orders import Columns, Exact, ListKeeper, Order, Sheet, Totals, made, parts_of, states_of
 from tables.partition import MOST_MARKS, Partition, partitions_of
 from tables.reader import PartitionReader
 from tables.trust_state import TrustSettings
@@ -92,7 +90,6 @@ class Worker:
         self.topics = {topic: partitions_of(topic, partitions, self.schema) for topic in SOURCE_TOPICS}
         self.keeper = ListKeeper(self.topics, self.schema.homes)
         self.cursors: dict[str, str] = {}
-        self.making: list[Generator[None, None, None]] = []
         self.changelog: dict[tuple[str, int], list[tuple[bytes, bytes]]] = {(topic, n): [] for topic in self.topics for n in range(partitions)}
 
     def absorb(self, events: Sequence[dict[str, Any]]) -> None:
@@ -125,25 +122,6 @@ class Worker:
         except (NotFound, BadParameter) as no:
             return repr(no).encode()
 
-    def patiently(self, path: str, params: dict[str, Any], tenant: str) -> int:
-        """Ask as somebody who has lists made in steps, and go some steps with those that are being made; returns how many were finished."""
-        view = self.views[path]
-        asked = msgspec.convert({name: value for name, value in params.items() if value is not None}, view.params, strict=False)
-        try:
-            view.answer(PartitionReader(self.topics, self.schema.homes, tenant, NOW_US, self.keeper, patient=True), asked)
-        except (NotFound, BadParameter):
-            pass
-        except Unmade as lists:
-            self.making.append(self.keeper.make(lists, self.reader))
-        finished = 0
-        for steps in list(self.making):
-            for _ in range(self.rng.randrange(6)):
-                if next(steps, self) is self:
-                    self.making.remove(steps)
-                    finished += 1
-                    break
-        return finished
-
     def compare(self, share: float = 1.0) -> Counter[str]:
         """Ask every list of the kept ones and anew; some by pages that go on where those of an earlier look ended."""
         seen: Counter[str] = Counter()
@@ -154,8 +132,6 @@ class Worker:
                 tenant = self.rng.choice(TENANTS)
                 if self.rng.random() < 0.3:
                     seen["tended"] += self.keeper.tend(self.reader, self.rng.choice((1, 3, 50)))
-                if self.rng.random() < 0.3:
-                    seen["made in steps"] += self.patiently(path, params, tenant)
                 whole = self.ask(path, params, self.keeper, tenant)
                 assert whole == self.ask(path, params, None, tenant), (path, params)
                 seen[path] += len(whole)
@@ -180,8 +156,6 @@ def test_kept_lists_answer_to_the_byte_as_those_that_are_made_anew_while_rows_ch
     seed: int, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(orders, "FEW_DUE", 1)
-    monkeypatch.setattr(orders, "AT_ONCE", 4)
-    monkeypatch.setattr(orders, "A_STEP", 3)
     worker = Worker(seed, settings=settings)
     seen: Counter[str] = Counter()
     events = Maker(random.Random(seed), 5_400_000_000).stream(900, TENANTS)
@@ -194,7 +168,6 @@ def test_kept_lists_answer_to_the_byte_as_those_that_are_made_anew_while_rows_ch
     assert all(seen[path] > 500 for path, _ in LISTS) and seen["pages"] > 20, seen
     assert worker.keeper.n_again > 500, "no key was looked at again: everything was made anew"
     assert seen["tended"] > 50, "none was looked at between questions"
-    assert seen["made in steps"] > 10, "none was made in steps"
 
 
 def test_lists_of_a_follower_are_kept_through_the_rows_that_it_reads() -> None:
@@ -643,65 +616,3 @@ def test_tables_that_are_swapped_have_lists_of_their_own() -> None:
     engine.partitions, engine.schema = later.topics, later.schema
     view = later.views["/trust"]
     assert len(view.answer(routes.reader("acme"), msgspec.convert({}, view.params))["entries"]) == 7
-
-
-def test_a_list_made_in_steps_has_what_changed_meanwhile_and_is_given_up_where_all_of_it_has() -> None:
-    worker = filled(orders.AT_ONCE + 400)
-    keeper = worker.keeper
-
-    def asked(**params: Any) -> bytes:
-        view = worker.views["/trust"]
-        reader = PartitionReader(worker.topics, worker.schema.homes, "acme", NOW_US, keeper, patient=True)
-        return orjson.dumps(view.answer(reader, msgspec.convert(params, view.params, strict=False)))
-
-    with pytest.raises(Unmade) as lists:
-        asked(limit=1000)
-    steps = keeper.make(lists.value, worker.reader)
-    n = 0
-    for n, _ in enumerate(steps, 1):  # used after it
-        worker.absorb([event(f"k{7 * n}", n), event(f"new{n}", 1)])
-        if n == 5:
-            assert not keeper.has(lists.value) and worker.ask("/trust", {"kind": "x"}, keeper) == worker.ask("/trust", {"kind": "x"}, None)
-    assert n == -(-(orders.AT_ONCE + 400) // orders.A_STEP) and keeper.has(lists.value)
-    made = keeper.n_made
-    assert asked(limit=1000) == worker.ask("/trust", {"limit": 1000}, None) and keeper.n_made == made
-    keeper.held.clear()
-    steps = keeper.make(lists.value, worker.reader)
-    next(steps)
-    worker.absorb([event(f"k{i}", 3) for i in range(orders.AT_ONCE // 2)])
-    with pytest.raises(Unmade):
-        asked(limit=1000)
-    assert list(steps) == [] and not keeper.has(lists.value)
-    next(steps := keeper.make(lists.value, worker.reader))
-    steps.close()
-    assert not any(held.making for held in keeper.held.values()), "nobody goes on with what nobody waits for"
-    assert worker.ask("/trust", {}, keeper) == worker.ask("/trust", {}, None)
-
-
-def test_while_a_list_of_very_many_keys_is_made_for_some_everything_else_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orders, "AT_ONCE", 500)
-    monkeypatch.setattr(http, "MAKE_S", 0.0)
-    worker = filled(3_000)
-    engine: Any = SimpleNamespace(partitions=worker.topics, schema=worker.schema, on_schema=[])
-    routes = Routes(engine, None, load({}, {}, None, ()), {}, None)  # type: ignore[arg-type]  # nothing here asks for tokens or the archive
-    view = worker.views["/trust"]
-    params = msgspec.convert({"limit": 1000}, view.params)
-    turns = 0
-
-    async def questions() -> list[Any]:
-        nonlocal turns
-        asked = [asyncio.ensure_future(routes.told(view, "acme", params)) for _ in range(3)]
-        while not all(one.done() for one in asked):
-            await asyncio.sleep(0)
-            turns += 1
-            if turns == 5:
-                worker.absorb([event("k7", 1), event("k1001", 1), event("new", 1)])
-                asked[1].cancel()  # it went away
-        return asked
-
-    asked = asyncio.run(questions())
-    assert turns >= 3_000 // orders.A_STEP and asked[1].cancelled()
-    answers = [asked[0].result(), asked[2].result(), view.answer(worker.reader("acme"), params)]
-    shown = [[(one["id"], one["observations"]) for one in answer["entries"]] for answer in answers]
-    assert shown[0] == shown[1] == shown[2] and ("k1001", 2) in shown[0]
-    assert routes.keeper is not None and routes.keeper.n_made == 1
