@@ -34,8 +34,9 @@ HEAD = """# Fold time per event at a million events
 
 `python -m benchmarks.flat --write`; a type at a time with `--only`. Microseconds of CPU a record (decoding, dedupe, every fold and
 rule, and what it derives), the median of {pairs} chunks of {chunk}; *ratio*: median over pairs of chunks that were folded one after the other.
-Goal: at most {goal}. *With rows*: the ratio of folding and of encoding the rows that it changed, a row once a chunk; *bytes*: of those rows, a record.
-They grow while the buckets of what waits and of what is remembered fill up (docs/bounds.md), most where a million tasks are started and none ends.
+Goal: at most {goal}. *With rows*: the ratio of folding and of encoding the rows that it changed in its own partition, a row once a chunk;
+*bytes*: of those rows, a record. They grow while the buckets of what waits and of what is remembered fill up (docs/bounds.md), most where a
+million tasks are started and none ends.
 *Work*: the same ratio of the bytecode instructions executed in folding, which the caches of the machine do not enter:
 where it is near 1 and the time is not, memory has outgrown them (half a megabyte a core here, shared with other work).
 *Old at*: records folded before, and what they come to with the events in them and those they derive.
@@ -128,7 +129,9 @@ def measure(name: str, of: Workload, events: int) -> str:
 
 def write(found: dict[str, str]) -> None:
     """Put rows into the table, in the order of `WORKLOADS`."""
-    there = {line.split(" | ")[0][2:]: line for line in HERE.read_text().splitlines() if line.startswith("| ")} if HERE.exists() else {}
+    cells = HEAD.rstrip().splitlines()[-1].count("|")
+    lines = HERE.read_text().splitlines() if HERE.exists() else []
+    there = {line.split(" | ")[0][2:]: line for line in lines if line.startswith("| ") and line.count("|") == cells}
     there.update(found)
     head = HEAD.format(pairs=PAIRS, chunk=CHUNK, goal=GOAL, young=f"{YOUNG:,}")
     HERE.write_text(head + "".join(there[name] + "\n" for name in WORKLOADS if name in there))

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 ID_BUCKETS = 16_384
 """Rows of remembered execution ids, a tenant and partition."""
-WAITING_BUCKETS = 8192
-"""Rows of those who wait."""
+WAITING_BUCKETS = 1024
+"""Rows of those who wait; views go through all of them."""
 _IDS = tuple((str(i),) for i in range(ID_BUCKETS))
 WAITING_KEYS = tuple((str(i),) for i in range(WAITING_BUCKETS))
 

@@ -170,15 +170,17 @@ class Figures:
 
     # ---- executions
 
-    def waiting(self, reader: Reader) -> list[tuple[str, str, str]]:
-        """(agent, task type, model version) of every start that waits, and not too long."""
+    def waiting(self, reader: Reader, agent: str | None = None) -> list[tuple[str, str, str]]:
+        """(agent, task type, model version) of every start that waits, and not too long; of one agent, if so asked."""
         watermarks = reader.watermarks(TOPIC)
-        found = []
+        found: list[str] = []
         for number, room in reader.everywhere(self.kept.waiting):
-            for name in room.open_names(watermarks.get(number, 0) - self.timeout_us):
-                agent, task_type, version = name.split("\0")
-                found.append((agent, task_type or UNKNOWN, version))
-        return found
+            if len(room.names) > room.early:
+                found += room.open_names(watermarks.get(number, 0) - self.timeout_us)
+        if agent is not None:
+            begin = agent + "\0"
+            found = [name for name in found if name.startswith(begin)]
+        return [(name, task_type or UNKNOWN, version) for name, task_type, version in (one.split("\0") for one in found)]
 
     def agent(self, reader: Reader, name: str) -> Agent | None:
         """An agent's events and executions; None for one never seen. It has one row, unless events of it went astray."""
@@ -237,10 +239,8 @@ class Figures:
                 events = [a + b for a, b in zip(events, one.events, strict=True)]
                 first_us, last_us = min(first_us, one.first_us), max(last_us, one.last_us)
         open_ = sum(
-            (q.agent is None or agent == q.agent)
-            and (q.task_type is None or task_type == q.task_type)
-            and (q.model_version is None or version == q.model_version)
-            for agent, task_type, version in self.waiting(reader)
+            (q.task_type is None or task_type == q.task_type) and (q.model_version is None or version == q.model_version)
+            for _, task_type, version in self.waiting(reader, q.agent)
         )
         counters = executions_of(sums, open_)
         first, last = times_of(first_us, last_us)
@@ -313,7 +313,7 @@ class Figures:
         """Body of ``/agents/{id}``."""
         kept, key = self.kept, (name,)
         profile = self.profile(reader, name)
-        waits = [(task_type, version) for agent, task_type, version in self.waiting(reader) if agent == name]
+        waits = [(task_type, version) for _, task_type, version in self.waiting(reader, name)]
         by_type: dict[str, Sums] = {}
         by_version: dict[str, Sums] = {}
         whole = Sums()

@@ -66,8 +66,10 @@ class PartitionReader:
     def everywhere(self, table: Table[S]) -> Iterator[tuple[int, S]]:
         """Every state of the tenant, with its partition's number; in no particular order within one."""
         for partition in self._over(table):
+            number = partition.number
             for row in partition.spaces[table.index].get(self.tenant, {}).values():
-                yield partition.number, table.load(row)
+                state = row.state
+                yield number, table.load(row) if state.__class__ is bytes else state
 
     def beside(self, home: Table[Any], key: tuple[str, ...], table: Table[S], keys: Iterable[tuple[str, ...]]) -> Iterator[S]:
         """States of many keys of a table whose rows are only where a row of `key` is in `home`: key by key, each in partition order."""

@@ -23,7 +23,7 @@ MOST_WAITING = 64
 """Executions a bucket: all of one agent and task are in one."""
 MOST_EARLY = 16
 """Completions among them: where nobody publishes starts, each one waits for the day."""
-MOST_CHARACTERS = 4_000
+MOST_CHARACTERS = 12_000
 """Characters of names in a bucket of executions."""
 MOST_PENDING = 32
 """Verdicts a bucket."""
@@ -142,8 +142,6 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
 
     def open_names(self, after_us: int) -> list[str]:
         """Names of the starts without completion that came after a moment."""
-        if self.early == len(self.names):
-            return []
         heads = _EXECUTION.iter_unpack(self.heads)
         return [name for (_, _, time_us, state), name in zip(heads, self.names, strict=True) if state == OPEN and time_us > after_us]
 

@@ -24,7 +24,7 @@ MAX_BUCKETS = 4096
 """Occupied buckets a store; beyond that the lowest collapse into one."""
 
 shared_number = dict[int, int]().setdefault
-"""The one object that stands for a bucket's number in all sketches (there are some 75,000): 32 bytes less an entry, and near at hand when it is written."""
+"""The one object that stands for a bucket's number in all sketches (there are some 37,000): 32 bytes less an entry, and near at hand when it is written."""
 _MIDDLE = log(2 / (GAMMA + 1))
 _HUGE = 700.0
 

@@ -152,7 +152,7 @@ def test_a_full_room_of_verdicts_lets_go_who_is_over_or_else_the_oldest(slow: bo
     assert met
 
 
-def test_the_judgments_that_wait_in_a_bucket_are_counted_right() -> None:
+def test_judgments_of_a_full_bucket_wait_and_give_way_as_its_rule_says() -> None:
     rng = Random(10)
     sharing = dict[tuple[str], list[str]]()
     for n in range(400_000):  # tasks of one bucket, more than it holds
@@ -163,20 +163,36 @@ def test_the_judgments_that_wait_in_a_bucket_are_counted_right() -> None:
     verdicts, fold = Verdicts(rank=1, settings=None), Fold()
     fold.tables = (verdicts.table,)
     p = Partition("judgments", 0, Schema([fold]))
-    most = 0
+    tasks, waiting = dict[str, tuple[int, bool] | None](), list[tuple[str, Judged]]()
+    given_way = met = 0
     for n in range(6000):
         p.offset, p.time_us = n, n * WITHIN_US // 500 + rng.randrange(WITHIN_US)
-        task = rng.choice(found)
+        task, now, passed = rng.choice(found), p.time_us, rng.random() < 0.5
+        if task not in tasks and len(tasks) == TASKS_A_BUCKET:
+            oldest = next(iter(tasks))
+            given_way += any(other == oldest for other, _ in waiting)
+            waiting = [one for one in waiting if one[0] != oldest]
+            del tasks[oldest]
+        known = tasks.setdefault(task, None)
         if rng.random() < 0.8:
-            verdicts.judged(p, "t", None, task, Judged("j", True, p.time_us, str(n)))
+            one = Judged(f"j{n % 3}", passed, now, str(n))
+            outcome = known[1] if known is not None and abs(now - known[0]) <= WITHIN_US else None
+            assert verdicts.judged(p, "t", None, task, one) == outcome
+            if outcome is None:
+                waiting = [*waiting[len(waiting) + 1 - WAITING_A_BUCKET if len(waiting) >= WAITING_A_BUCKET else 0 :], (task, one)]
         else:
-            verdicts.evaluated(p, "t", None, task, True)
+            mine = [one for other, one in waiting if other == task and abs(one.time_us - now) <= WITHIN_US]
+            assert verdicts.evaluated(p, "t", None, task, passed) == mine
+            met += len(mine)
+            waiting = [(other, one) for other, one in waiting if other != task or one.time_us > now + WITHIN_US]
+            if known is None or now >= known[0]:
+                tasks[task] = now, passed
         (row,) = p.space(verdicts.table, "t").values()
         bucket = verdicts.table.load(row)
-        assert len(bucket.names) <= WAITING_A_BUCKET and len(bucket.tasks) <= TASKS_A_BUCKET * 25
-        assert len(bucket.waiting) == 25 * len(bucket.names)
-        most = max(most, len(bucket.names))
-    assert most == WAITING_A_BUCKET
+        assert len(bucket.names) == len(waiting) and len(bucket.tasks) == 25 * len(tasks)
+        for name in found:
+            assert bucket.of_task(digest_of("", name)) == [one for other, one in waiting if other == name]
+    assert given_way and met and len(waiting) > 5
 
 
 def test_rooms_full_of_names_of_the_greatest_length_stay_under_64_kib() -> None:

@@ -93,3 +93,12 @@ def test_sums_are_for_an_admin_of_all_and_of_the_present_and_refused_elsewhere(s
     assert shared.ask("/api/v1/trust", ROOT).status == 403
     assert shared.ask("/api/v1/costs?as_of=2026-03-04", ROOT).status == 400
     assert shared.ask("/api/v1/costs?scope=model:nobody", ROOT).status == 404
+
+
+def test_starts_of_a_tenant_are_open_by_its_own_watermark(tmp_path: Path) -> None:
+    service = Service(tmp_path, partitions=1, allowed=TOKENS)
+    for tenant, day in (("a", 3), ("b", 1)):
+        data = {"execution_id": "e", "task": "t", "agent": "x", "task_type": "code"}
+        service.send([{"id": tenant, "source": "test", "type": "task.started.v1", "time": f"2026-03-0{day}T00:00:00Z", "tenant": tenant, "data": data}])
+    found = service.ask("/api/v1/performance/stats", ROOT).json()
+    assert (found["open_executions"], found["abandoned"]) == (2, 0)

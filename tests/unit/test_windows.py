@@ -292,6 +292,14 @@ def test_buckets_that_are_past_are_kept_packed_and_a_late_value_still_enters_the
     assert [row.state.__class__ is bytes for row in kept][-4:] == [False, True, True, False]  # what was asked for stays at hand, but the last two
 
 
+def test_coarser_buckets_that_are_past_are_packed_too() -> None:
+    fold = Windows()
+    log = Log([fold])
+    log.send(metric(i, START_US + i * 60_000_000, float(i)) for i in range(450))
+    kept = log.topics["training"][0].space(fold.ring(1), "golden").values()
+    assert [row.state.__class__ is bytes for row in kept] == [True] * (len(kept) - 1) + [False] and len(kept) > 15
+
+
 def test_one_value_lies_in_exactly_one_bucket() -> None:
     values = wander(5, 900, 60.0)
     fold = Windows()
