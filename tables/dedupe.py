@@ -27,6 +27,7 @@ from xxhash import xxh3_128_digest
 
 from streams.events import MetricRecorded
 
+from . import packed
 from .rows import Row, Table
 
 if TYPE_CHECKING:
@@ -352,10 +353,7 @@ class Window:
         segment = IDS.load(self.partition.space(IDS, "")[(str((offset >> SHIFT) % (self.segments + 1)),)])
         assert segment.number == offset >> SHIFT, "the rows reach as far back as the window"
         entry = bytes((offset & LAST | kind,)) + digest
-        at = segment.ids.find(entry)
-        while at > 0 and at % WIDTH:  # in the midst of two others
-            at = segment.ids.find(entry, at + 1)
-        return at >= 0
+        return packed.find(segment.ids, entry, WIDTH) >= 0
 
     def _write(self, number: int, offset: int, entries: bytes) -> None:
         """Add entries to a segment, which has absorbed everything up to the offset; its slot's former ids have left the window."""

@@ -12,6 +12,8 @@ from struct import Struct
 import msgspec
 from xxhash import xxh3_64_digest
 
+from . import packed
+
 FACT = Struct("<8sqI")
 """A fact: digest, event time in microseconds, value."""
 MOST = 32
@@ -91,8 +93,4 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
 
     def place(self, name: bytes) -> int:
         """Where a digest's fact begins, -1 where there is none; until something is put."""
-        entries = self.entries
-        at = entries.find(name)
-        while at >= 0 and at % _WIDTH:  # the same eight bytes across two fields
-            at = entries.find(name, at + 1)
-        return at
+        return packed.find(self.entries, name, _WIDTH)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from math import isnan, nan
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from xxhash import xxh3_128_digest
@@ -18,7 +18,7 @@ from xxhash import xxh3_128_digest
 from .times import DAY_US
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 KEPT_US = 30 * DAY_US
 KEPT_N = 100_000
@@ -37,6 +37,8 @@ ISSUED, RESOLVED, NAMES_LOST = 0, 1, 2
 ENTRY = Struct("<16sQqddBH")
 """Digest, number of the forecast, event time (microseconds), confidence, prediction (NaN: none), flags, bytes of names."""
 _SIZE = ENTRY.size
+_FLAGS = 5
+"""Place of the flags in an unpacked `ENTRY`."""
 _pack = ENTRY.pack
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[str]).decode
@@ -93,12 +95,10 @@ def find(state: Remembered | None, digest: bytes, last_number: int, time_us: int
     """
     if state is None or digest not in state.entries:
         return None
-    entries, at = state.entries, 0
-    while at < len(entries):
-        name, number, moment_us, confidence, prediction, flags, size = ENTRY.unpack_from(entries, at)
-        at += _SIZE + size
+    entries = state.entries
+    for _, end, (name, number, moment_us, confidence, prediction, flags, size) in _heads(entries):
         if name == digest and number > last_number - KEPT_N and moment_us >= time_us - KEPT_US:
-            inputs = None if flags & NAMES_LOST else _decode(entries[at - size : at]) if size else []
+            inputs = None if flags & NAMES_LOST else _decode(entries[end - size : end]) if size else []
             return Issued(number, moment_us, confidence, None if isnan(prediction) else prediction, bool(flags & RESOLVED), inputs)
     return None
 
@@ -117,33 +117,35 @@ def remember(
     if len(names) > MAX_NAMES_BYTES:
         names, flags = b"", flags | NAMES_LOST
     entries = state.entries
-    if entries:
-        if digest in entries:
-            _forget(state, digest)
-        while entries:
-            _, oldest, oldest_us, _, _, was, size = ENTRY.unpack_from(entries)
-            if oldest > number - KEPT_N and oldest_us >= time_us - KEPT_US and len(entries) <= MAX_ROW_BYTES:
-                break
-            del entries[: _SIZE + size]
-            state.resolved -= was & RESOLVED
+    if digest in entries:
+        _forget(state, lambda head: head[0] == digest)
+    while entries:
+        _, oldest, oldest_us, *_ = ENTRY.unpack_from(entries)
+        if oldest > number - KEPT_N and oldest_us >= time_us - KEPT_US and len(entries) <= MAX_ROW_BYTES:
+            break
+        _forget(state, lambda _: True)
     if flags & RESOLVED:
         if state.resolved >= MOST_RESOLVED:
-            _forget(state)
+            _forget(state, lambda head: head[_FLAGS] & RESOLVED)
         state.resolved += 1
     entries += _pack(digest, number, time_us, confidence, nan if prediction is None else prediction, flags, len(names))
     entries += names
 
 
-def _forget(state: Remembered, digest: bytes | None = None) -> None:
-    """Take out what is known of a forecast; without its digest, the oldest that is resolved."""
-    entries, at = state.entries, 0
-    while at < len(entries):
-        name, *_, flags, size = ENTRY.unpack_from(entries, at)
-        end = at + _SIZE + size
-        if name != digest and (digest is not None or not flags & RESOLVED):
-            at = end
-            continue
-        del entries[at:end]
-        state.resolved -= flags & RESOLVED
-        if digest is None:
+def _heads(entries: bytearray) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    """Where each entry begins and ends, and its fixed part; until one is taken out."""
+    begin = 0
+    while begin < len(entries):
+        head = ENTRY.unpack_from(entries, begin)
+        end = begin + _SIZE + head[-1]
+        yield begin, end, head
+        begin = end
+
+
+def _forget(state: Remembered, is_it: Callable[[tuple[Any, ...]], object]) -> None:
+    """Take out the first entry of whose fixed part this is true."""
+    for begin, end, head in _heads(state.entries):
+        if is_it(head):
+            del state.entries[begin:end]
+            state.resolved -= head[_FLAGS] & RESOLVED
             return

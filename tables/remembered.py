@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from xxhash import xxh3_128_digest
 
+from . import packed
 from .fold import Absorbed
 from .rows import Table
 
@@ -42,14 +43,6 @@ def digest_of(*parts: str) -> bytes:
 def bucket_of(digest: bytes) -> tuple[str]:
     """Key of the row that a digest shares with others."""
     return BUCKET_KEYS[digest[0] << 5 | digest[1] >> 3]
-
-
-def _place(entries: bytearray, digest: bytes, width: int) -> int:
-    """Where the entry of a digest begins; -1 if there is none."""
-    at = entries.find(digest)
-    while at >= 0 and at % width:
-        at = entries.find(digest, at + 1)
-    return at
 
 
 class SeenBucket(msgspec.Struct, array_like=True, gc=False):
@@ -81,7 +74,7 @@ class Seen:
         if bucket is None:
             raise Absorbed
         entries, time_us = bucket.entries, p.time_us
-        at = _place(entries, digest, _SEEN.size)
+        at = packed.find(entries, digest, _SEEN.size)
         if at >= 0:
             if abs(time_us - _SEEN.unpack_from(entries, at)[1]) <= self.within_us:
                 return False
@@ -161,7 +154,7 @@ class Texts:
         width = _PLACE.size
         while entries and (_PLACE.unpack_from(entries)[1] < oldest or len(entries) >= TEXTS_A_BUCKET * width):
             del entries[:width]
-        at = _place(entries, digest, width)
+        at = packed.find(entries, digest, width)
         if at >= 0:
             if _PLACE.unpack_from(entries, at)[2] > time_us:
                 return
@@ -178,7 +171,7 @@ class Texts:
         bucket = p.read(self.index, tenant, bucket_of(digest))
         if head is None or bucket is None:
             return None
-        at = _place(bucket.entries, digest, _PLACE.size)
+        at = packed.find(bucket.entries, digest, _PLACE.size)
         if at < 0:
             return None
         _, first, time_us, n = _PLACE.unpack_from(bucket.entries, at)

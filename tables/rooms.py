@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from . import packed
+
 NEVER, ALWAYS = -(2**62), 2**62
 """Before and after every event time, microseconds."""
 OPEN, TAKEN, EARLY, EARLY_TIMED = range(4)
@@ -38,11 +40,10 @@ _VERDICT = Struct("<8sqBd")
 
 def places(heads: bytearray, digest: bytes, begin: int, width: int) -> Iterator[int]:
     """Places of the heads, each `width` bytes, in which a digest stands from `begin` on."""
-    at = heads.find(digest)
+    at = packed.find(heads, digest, width, begin=begin)
     while at >= 0:
-        if at % width == begin:  # else the same bytes across two fields
-            yield at // width
-        at = heads.find(digest, at + 1)
+        yield at // width
+        at = packed.find(heads, digest, width, begin=begin, start=at + 1)
 
 
 class Waiting(NamedTuple):
@@ -88,11 +89,10 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
         execution, task, time_us, state, agent, task_type, version = one
         name = f"{agent}\0{task_type}\0{version}"
         size = len(name)
-        most_early = MOST_EARLY if state >= EARLY else MOST_WAITING
-        if self.early >= most_early or len(self.names) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS:
+        if self._full(state, size):
             if self.oldest_us <= since_us:
                 self._sweep(since_us)
-            while self.names and (self.early >= most_early or len(self.names) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS):
+            while self.names and self._full(state, size):
                 self._drop(self._first_early() if self.early else 0)
         self.heads += _EXECUTION.pack(execution, task, time_us, state)
         self.names.append(name)
@@ -125,10 +125,6 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
         execution, task, time_us, state = _EXECUTION.unpack_from(self.heads, place * _EXECUTION_BYTES)
         return Waiting(execution, task, time_us, state, *self.names[place].split("\0"))
 
-    def everybody(self) -> list[Waiting]:
-        """All of them, oldest record first."""
-        return [self.at(place) for place in range(len(self.names))]
-
     def take(self, place: int) -> Waiting:
         """A completion without execution_id has found the start there: it stays, as taken."""
         self.heads[place * _EXECUTION_BYTES + _STATE_AT] = TAKEN
@@ -145,6 +141,9 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
         heads = _EXECUTION.iter_unpack(self.heads)
         return [name for (_, _, time_us, state), name in zip(heads, self.names, strict=True) if state == OPEN and time_us > after_us]
 
+    def _full(self, state: int, size: int) -> bool:
+        return len(self.names) >= MOST_WAITING or self.characters + size > MOST_CHARACTERS or (state >= EARLY and self.early >= MOST_EARLY)
+
     def _first_early(self) -> int:
         heads = self.heads
         if heads[_STATE_AT] >= EARLY:  # mostly: where there are completions, starts are few
@@ -159,12 +158,11 @@ class WaitingRoom(msgspec.Struct, array_like=True, gc=False):
         self.characters -= len(self.names.pop(place))
 
     def _sweep(self, since_us: int) -> None:
-        alive = [one for one in self.everybody() if one.time_us > since_us]
-        self.heads = bytearray().join(_EXECUTION.pack(*one[:4]) for one in alive)
-        self.names = ["\0".join(one[4:]) for one in alive]
-        self.characters = sum(map(len, self.names))
-        self.oldest_us = min((one.time_us for one in alive), default=ALWAYS)
-        self.early = sum(one.state >= EARLY for one in alive)
+        times = [time_us for _, _, time_us, _ in _EXECUTION.iter_unpack(self.heads)]
+        for place in reversed(range(len(times))):
+            if times[place] <= since_us:
+                self._drop(place)
+        self.oldest_us = min((time_us for time_us in times if time_us > since_us), default=ALWAYS)
 
 
 class Pending(NamedTuple):

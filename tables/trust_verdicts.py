@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from . import packed
 from .fold import Absorbed
 from .remembered import bucket_of, digest_of
-from .rooms import places
+from .rooms import ALWAYS, NEVER, places
 from .rows import Table
 from .times import DAY_US
 
@@ -26,12 +27,9 @@ WITHIN_US = 7 * DAY_US
 TASKS_A_BUCKET = 16
 WAITING_A_BUCKET = 30
 """Judgments with names of the greatest length: a row stays under 64 KiB."""
-NEVER = -(2**62)
-DIGEST_BYTES = 16
-_TASK = Struct("<16sqB")
-"""Digest of (agent or "", task), event time in microseconds of its newest evaluation or `NEVER`, whether it passed."""
-_JUDGMENT = Struct("<16sqB")
-"""Digest of (agent or "", task), event time in microseconds, verdict."""
+_ENTRY = Struct("<16sqB")
+"""Digest of (agent or "", task), and of its newest evaluation or of a judgment: event time in microseconds (`NEVER`: not evaluated yet), verdict."""
+_WIDTH = _ENTRY.size
 
 
 class Judged(NamedTuple):
@@ -59,37 +57,36 @@ class TaskBucket(msgspec.Struct, array_like=True, gc=False):
     def place(self, digest: bytes) -> int:
         """Where the task's entry begins; one that is new takes the place of the oldest, whose judgments go with it, where there is no other."""
         tasks = self.tasks
-        found = next(places(tasks, digest, 0, _TASK.size), -1)
-        if found >= 0:
-            return found * _TASK.size
-        if len(tasks) >= TASKS_A_BUCKET * _TASK.size:
-            self.leave(bytes(tasks[:DIGEST_BYTES]))
-            del tasks[: _TASK.size]
-        tasks += _TASK.pack(digest, NEVER, False)
-        return len(tasks) - _TASK.size
+        at = packed.find(tasks, digest, _WIDTH)
+        if at >= 0:
+            return at
+        if len(tasks) >= TASKS_A_BUCKET * _WIDTH:
+            self.leave(_ENTRY.unpack_from(tasks)[0])
+            del tasks[:_WIDTH]
+        tasks += _ENTRY.pack(digest, NEVER, False)
+        return len(tasks) - _WIDTH
 
     def wait(self, digest: bytes, one: Judged) -> None:
         """A judgment waits; in a full bucket the oldest goes."""
         if len(self.names) >= WAITING_A_BUCKET:
-            del self.waiting[: _JUDGMENT.size], self.names[0]
-        self.waiting += _JUDGMENT.pack(digest, one.time_us, one.verdict)
+            del self.waiting[:_WIDTH], self.names[0]
+        self.waiting += _ENTRY.pack(digest, one.time_us, one.verdict)
         self.names.append(f"{one.judge}\0{one.id}")
 
     def of_task(self, digest: bytes) -> list[Judged]:
         """Judgments that wait for a task, in log order."""
         found = []
-        for place in places(self.waiting, digest, 0, _JUDGMENT.size):
-            _, time_us, says = _JUDGMENT.unpack_from(self.waiting, place * _JUDGMENT.size)
+        for place in places(self.waiting, digest, 0, _WIDTH):
+            _, time_us, says = _ENTRY.unpack_from(self.waiting, place * _WIDTH)
             judge, id = self.names[place].split("\0")
             found.append(Judged(judge, bool(says), time_us, id))
         return found
 
-    def leave(self, digest: bytes, until_us: int = -NEVER) -> None:
+    def leave(self, digest: bytes, until_us: int = ALWAYS) -> None:
         """Judgments of a task up to an event time do not wait any more."""
-        width = _JUDGMENT.size
-        for place in reversed(list(places(self.waiting, digest, 0, width))):
-            if _JUDGMENT.unpack_from(self.waiting, place * width)[1] <= until_us:
-                del self.waiting[place * width : (place + 1) * width], self.names[place]
+        for place in reversed(list(places(self.waiting, digest, 0, _WIDTH))):
+            if _ENTRY.unpack_from(self.waiting, place * _WIDTH)[1] <= until_us:
+                del self.waiting[place * _WIDTH : (place + 1) * _WIDTH], self.names[place]
 
 
 class Verdicts:
@@ -110,7 +107,7 @@ class Verdicts:
             Absorbed: the row has the record already, and so has all that depends on it.
         """
         bucket, digest, at = self._open(p, tenant, agent, task)
-        _, evaluated_us, passed = _TASK.unpack_from(bucket.tasks, at)
+        _, evaluated_us, passed = _ENTRY.unpack_from(bucket.tasks, at)
         if evaluated_us != NEVER and abs(one.time_us - evaluated_us) <= WITHIN_US:
             return bool(passed)
         bucket.wait(digest, one)
@@ -127,8 +124,8 @@ class Verdicts:
         waiting = bucket.of_task(digest)
         if waiting:  # what is too old for this one will be for every later one; a late evaluation may still come
             bucket.leave(digest, time_us + WITHIN_US)
-        if time_us >= _TASK.unpack_from(bucket.tasks, at)[1]:
-            _TASK.pack_into(bucket.tasks, at, digest, time_us, passed)
+        if time_us >= _ENTRY.unpack_from(bucket.tasks, at)[1]:
+            _ENTRY.pack_into(bucket.tasks, at, digest, time_us, passed)
         return [one for one in waiting if abs(one.time_us - time_us) <= WITHIN_US]
 
     def _open(self, p: Partition, tenant: str, agent: str | None, task: str) -> tuple[TaskBucket, bytes, int]:
