@@ -51,7 +51,7 @@ EAGER_MS, IDLE_MS, IDLE_S = 3, 25, 1.0
 """Milliseconds that the embedded broker may wait before it answers a fetch; the longer where nothing was read for so many seconds."""
 ENDS_S = 5.0
 """Longest time that the ends of the source topics are asked for: what is not answered by then is not known at the moment."""
-BEHIND, BEHIND_FLUSHES = 20_000, 4
+BEHIND, BEHIND_FLUSHES = 20_000, 6
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 LATE, TURN_S = 2_000, 0.2
 """Records waiting in a partition from which nobody sees when its rows are written, and longest time for which the next one waits for that then."""

@@ -47,6 +47,23 @@ def test_many_events_at_once_are_the_same_as_one_by_one_derived_ones_too_and_non
         assert decode_all([raw(wires[0]), raw({**wires[1], "derivedfrom": bad})]) is None
 
 
+@pytest.mark.parametrize("of_another", [0, 3, 6])
+def test_events_of_one_type_but_one_are_decoded_as_what_they_are(of_another: int) -> None:
+    one, other = GOLDEN["trust.observed.v1"]["wire"], GOLDEN["trust.decayed.v1"]["wire"]
+    wires = [{**one, "id": f"e{n}"} for n in range(7)]
+    wires[of_another] = other
+    one_by_one = [decode(raw(wire)) for wire in wires]
+    found = decode_all([raw(wire) for wire in wires])
+    assert found is not None and found.events == one_by_one and found.ids == [event.id for event in one_by_one]
+    wires[of_another] = {**one, "data": {**one["data"], "weight": -5}}
+    assert decode_all([raw(wire) for wire in wires]) is None
+
+
+def test_no_events_at_once_are_none() -> None:
+    found = decode_all([])
+    assert found is not None and found.events == []
+
+
 @pytest.mark.parametrize("char", ["\x01", "\x1f", "\x7f", "\x85", "\ud800"])
 @pytest.mark.parametrize("field", ["id", "data.id"])
 @pytest.mark.parametrize("escaped", [True, False])

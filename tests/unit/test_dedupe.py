@@ -20,10 +20,10 @@ from ..harness import Rec
 WINDOW = 128
 
 
-def record(offset: int, id: str | None, **headers: bytes) -> Rec:
+def record(offset: int, id: str | None, tenant: str = "default", **headers: bytes) -> Rec:
     """A trust observation, or bytes that are no event."""
     data = {"kind": "model", "id": "m", "success": True}
-    raw = b"{broken" if id is None else json.dumps({"id": id, "source": "t", "type": "trust.observed.v1", "data": data}).encode()
+    raw = b"{broken" if id is None else json.dumps({"id": id, "source": "t", "type": "trust.observed.v1", "tenant": tenant, "data": data}).encode()
     return Rec(offset, 1_700_000_000_000, b"k", raw, list(headers.items()))
 
 
@@ -95,6 +95,26 @@ def test_an_owner_that_restores_the_rows_goes_on_as_the_one_before(cut: int) -> 
     before.absorb(records)
     assert ids_of(before) == ids_of(whole)
     assert before.counters() == whole.counters()
+
+
+@pytest.mark.parametrize("chunk", [FEW, 100])
+@pytest.mark.parametrize("together", [1, 100])
+@pytest.mark.parametrize("most", [1, 100])
+def test_an_id_is_its_tenants_own(chunk: int, together: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tables.dedupe.MOST_SEEDS", most)
+    rng, p = random.Random(chunk), partition()
+    last: dict[tuple[str, str], int] = {}
+    wanted = 0
+    for begin in range(0, 1200, chunk):
+        told = [(offset, f"e{rng.randrange(90)}", "abc"[offset // together % 3]) for offset in range(begin, begin + chunk)]
+        for offset, id, tenant in told:
+            wanted += (id, tenant) in last and offset - last[id, tenant] <= WINDOW
+            last[id, tenant] = offset
+        p.absorb([record(*one) for one in told])
+        assert p.counters().duplicate == wanted
+        if begin // chunk % 4 == 1:
+            restore(p)
+    assert 200 < wanted < 900
 
 
 def test_a_redriven_record_is_known_by_where_it_comes_from() -> None:

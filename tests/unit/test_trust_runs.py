@@ -33,9 +33,12 @@ class Watched(Trust):
         super().weigh(event, p, key, rule, state, alpha, n)
 
 
-def observation(rng: random.Random, n: int) -> dict[str, Any]:
+KINDS = ["model"] * 12 + ["short", "fading", "few"]
+
+
+def observation(rng: random.Random, n: int, kinds: list[str]) -> dict[str, Any]:
     """Of keys that are trusted, distrusted (whose alert opens, escalates and resolves), new, faded, not taken in, without history."""
-    kind = rng.choice(["model"] * 12 + ["short", "fading", "few"])
+    kind = rng.choice(kinds)
     name = rng.choice(["good", "bad", "turning", "odd", f"new{n // 700}"])
     rate = {"good": 0.9, "bad": 0.05, "turning": 0.02 if n // 900 % 2 else 0.98}.get(name, 0.5)
     data: dict[str, Any] = {"kind": kind, "id": f"{name}{rng.randrange(4) if kind == 'few' else ''}", "success": rng.random() < rate}
@@ -44,11 +47,11 @@ def observation(rng: random.Random, n: int) -> dict[str, Any]:
     return {"type": "trust.observed.v1", "time": f"2026-11-{rng.randrange(1, 28):02d}T00:00:00.{n:06d}Z", "data": data}
 
 
-def log(seed: int, n: int) -> list[Logged]:
+def log(seed: int, n: int, kinds: list[str] = KINDS) -> list[Logged]:
     """Observations, with what happens to keys between them."""
     rng, records = random.Random(seed), []
     for offset in range(n):
-        event = observation(rng, offset)
+        event = observation(rng, offset, kinds)
         chance = rng.random()
         key = {"kind": "model", "id": rng.choice(["good", "turning", "bad"])}
         if chance < 0.0005:
@@ -90,12 +93,13 @@ def counting(used: Counter[str], name: str) -> Any:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("few", [0.0001, 2, 10**9])
-def test_runs_are_what_their_events_would_be_one_by_one(seed: int, few: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kinds", [KINDS, ["model"]], ids=["several", "one"])
+def test_runs_are_what_their_events_would_be_one_by_one(seed: int, few: float, kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     used: Counter[str] = Counter()
     for name in ("_by_key", "_in_turn"):
         monkeypatch.setattr(tables.trust_runs, name, counting(used, name))
     monkeypatch.setattr(tables.trust_runs, "FEW", few)  # key by key always, where it pays, never
-    records = log(seed, 6000)
+    records = log(seed, 6000, kinds)
     alone, told, counted = absorbed(records, [1] * len(records))
     assert len({value for _, _, value, _ in told if value is not None and b"trust.low" in value}) > 3, "alerts open and resolve"
     for sizes in ([len(records)], [700] * 9, [100, 3000, 20, 2880]):
