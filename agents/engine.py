@@ -51,6 +51,8 @@ EAGER_MS, IDLE_MS, IDLE_S = 3, 25, 1.0
 """Milliseconds that the embedded broker may wait before it answers a fetch; the longer where nothing was read for so many seconds."""
 ENDS_S = 5.0
 """Longest time that the ends of the source topics are asked for: what is not answered by then is not known at the moment."""
+FEW_ROWS, LEAST_PAUSE_S = 8, 0.002
+"""Rows up to which a flush is followed by the next at once, and the least pause after others."""
 BEHIND, BEHIND_FLUSHES = 20_000, 6
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 LATE, TURN_S = 2_000, 0.2
@@ -465,7 +467,8 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
             begun = time.monotonic()
             rows = await self._flush_all()
             pause = min(self.config.flush_max_s, rows / 10_000)
-            await asyncio.sleep(max(0.002, pause - (time.monotonic() - begun)))
+            least = LEAST_PAUSE_S if rows > FEW_ROWS else 0.0
+            await asyncio.sleep(max(least, pause - (time.monotonic() - begun)))
             for _ in range(BEHIND_FLUSHES - 1):
                 self._catching_up = rows > 0 and self._behind()
                 if not self._catching_up:
