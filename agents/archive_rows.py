@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.codec import InvalidEvent, decode, decode_all
+from streams.derive import sent_again
 from streams.events import Event, MetricRecorded, TenantCleared
-from tables.dedupe import REDRIVEN, SLICE, Chains, digest_of, digests_of, known_by, metric_known_by, offsets_of, redriven
+from tables.dedupe import SLICE, Chains, digest_of, digests_of, known_by, metric_known_by, offsets_of, redriven
 from tables.partition import Record
 from tables.times import to_us
 
@@ -176,11 +177,11 @@ class Ids(Chains):
         super().__init__(window, self._is)
         self.kept = np.zeros(self.ring, np.uint64)  # the second half of each; of the first, the tag was compared
 
-    def occurred(self, offsets: Sequence[int], names: Sequence[tuple[str, str]]) -> list[int]:
-        """Enter tenants and names of at most `SLICE` records; returns the indices of those that occurred within the window before."""
+    def occurred(self, offsets: Sequence[int], names: Sequence[str]) -> list[int]:
+        """Enter names of at most `SLICE` records; returns the indices of those that occurred within the window before."""
         if not offsets:
             return []
-        at, digests = offsets_of(offsets), digests_of([digest_of("\0".join(name)) for name in names])
+        at, digests = offsets_of(offsets), digests_of([digest_of(name) for name in names])
         found = self.note(at, digests)
         near = at > at[-1] - self.ring  # one a place
         self.kept[at[near] % self.ring] = digests.view(np.uint64)[near, 1]
@@ -215,8 +216,8 @@ class Rows:
         """
         for begin in range(0, len(rows), SLICE):
             part = rows[begin : begin + SLICE]
-            self.ids.occurred([row[0] for row in part], [(REDRIVEN, row[3]) if row[3] else (row[1], row[2]) for row in part])
-            metrics = [(row[0], (row[1], row[4])) for row in part if row[4] is not None and not row[3]]
+            self.ids.occurred([row[0] for row in part], [redriven(row[3]) if row[3] else f"{row[1]}\0{row[2]}" for row in part])
+            metrics = [(row[0], f"{row[1]}\0{row[4]}") for row in part if row[4] is not None and not row[3]]
             self.metrics.occurred([offset for offset, _ in metrics], [name for _, name in metrics])
 
     def make(self, records: Sequence[Record]) -> Batch:
@@ -256,7 +257,7 @@ class Rows:
             texts["id"][at] = event.id
             texts["source"][at] = envelope.source
             texts["derivedfrom"][at] = event.derivedfrom or ""
-            texts["redriven"][at] = (redriven(record) or "") if record.headers else ""
+            texts["redriven"][at] = sent_again(record.headers) or ""
             raw = bytes(envelope.data)
             texts["data"][at] = raw.decode("utf-8", "replace")
             text = envelope.time

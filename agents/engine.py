@@ -51,8 +51,8 @@ EAGER_MS, IDLE_MS, IDLE_S = 3, 25, 1.0
 """Milliseconds that the embedded broker may wait before it answers a fetch; the longer where nothing was read for so many seconds."""
 ENDS_S = 5.0
 """Longest time that the ends of the source topics are asked for: what is not answered by then is not known at the moment."""
-FEW_ROWS, LEAST_PAUSE_S = 8, 0.002
-"""Rows up to which a flush is followed by the next at once, and the least pause after others."""
+LEAST_PAUSE_S = 0.002
+"""Shortest time after which a flush is followed by the next, unless it was of one record alone: that has nothing to share with another."""
 BEHIND, BEHIND_FLUSHES = 20_000, 6
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 LATE, TURN_S = 2_000, 0.2
@@ -461,13 +461,15 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
 
     @Service.task
     async def _flusher(self) -> None:
+        records = 0
         while not self.should_stop:
             await self._wake.wait()
             self._wake.clear()
             begun = time.monotonic()
             rows = await self._flush_all()
             pause = min(self.config.flush_max_s, rows / 10_000)
-            least = LEAST_PAUSE_S if rows > FEW_ROWS else 0.0
+            least = LEAST_PAUSE_S if self.n["records"] - records > 1 else 0.0
+            records = self.n["records"]
             await asyncio.sleep(max(least, pause - (time.monotonic() - begun)))
             for _ in range(BEHIND_FLUSHES - 1):
                 self._catching_up = rows > 0 and self._behind()

@@ -25,7 +25,7 @@ import orjson
 
 from streams.errors import BrokerUnavailable
 from streams.topics import SOURCE_TOPICS
-from tables.dedupe import Metric, Window
+from tables.dedupe import Window
 from tables.fold import BadParameter, NotFound, View
 from tables.partition import Bounds, Logged, Partition, Schema, partitions_of
 from tables.reader import PartitionReader
@@ -58,7 +58,7 @@ class Told(Window):
 
     repeats: frozenset[int] = frozenset()
 
-    def note(self, offsets: Sequence[int], names: Sequence[str], whose: str | Sequence[str], metrics: Sequence[Metric], every: Sequence[int]) -> set[int]:
+    def note(self, offsets: Sequence[int], names: Sequence[str], metrics: Sequence[tuple[int, str]], every: Sequence[int]) -> set[int]:
         """The duplicates among the records of a slice."""
         return set(self.repeats.intersection(every))
 

@@ -19,6 +19,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -180,8 +181,12 @@ async def plain(bootstrap: str, topic: str, total: int, fold: bool) -> dict[str,
     return {"per_s": total / took, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def worker(bootstrap: str, prefix: str, total: int, port: int) -> dict[str, float]:
-    """The product as a user runs it; timed by its own counters from the first record to the last acknowledged row."""
+def worker(bootstrap: str, prefix: str, total: int, port: int, folder: str) -> dict[str, float]:
+    """The product as a user runs it; timed by its own counters from the first record to the last acknowledged row.
+
+    Args:
+        folder: for what it keeps on disk.
+    """
     words = [
         sys.executable,
         "-m",
@@ -201,6 +206,8 @@ def worker(bootstrap: str, prefix: str, total: int, port: int) -> dict[str, floa
         "fold,serve",
         "--partitions",
         str(PARTITIONS),
+        "--data-dir",
+        folder,
     ]
     app_id = words[words.index("--app-id") + 1]
     subprocess.run([sys.executable, "-m", "benchmarks.topics", bootstrap, prefix, app_id, str(PARTITIONS)], check=True)
@@ -283,7 +290,8 @@ def main() -> None:
                         capture_output=True,
                     )
                     found[role].append(json.loads(out.stdout))
-                found["worker"].append(worker(bootstrap, prefix, len(records), 7100 + index * 10 + turn))
+                with tempfile.TemporaryDirectory() as folder:
+                    found["worker"].append(worker(bootstrap, prefix, len(records), 7100 + index * 10 + turn, folder))
             median = {role: statistics.median(one["per_s"] for one in ones) for role, ones in found.items()}
             rss = max(one["rss_mb"] for one in found["worker"])
             print(

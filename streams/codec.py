@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
-from typing import Any
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -158,21 +158,24 @@ def decode_all(raws: Sequence[bytes | None]) -> Batch | None:
 
 
 def _of_one_type(raws: Sequence[bytes | None]) -> list[Event] | None:
-    """The events of values that are all of one type, in five sixths of the time, since nobody looks for it; None of others."""
+    """The events of values that are all of one type, a seventh sooner, since nobody looks for it first; None of others."""
     if not raws:
         return []
-    first, last = _decode(raws[0]), _decode(raws[-1])  # type: ignore[arg-type]
-    if first.__class__ is not last.__class__:
+    first, last = _decode(raws[0]).data.__class__, _decode(raws[-1]).data.__class__  # type: ignore[arg-type]
+    if first is not last:
         return None
     try:
-        return list(map(_decoder(first.__class__), raws))  # type: ignore[arg-type]
+        return list(map(_decoder(first), raws))  # type: ignore[arg-type]
     except msgspec.ValidationError:
         return None
 
 
 @cache
-def _decoder(envelope: type[Event]) -> Callable[[bytes], Event]:
-    return msgspec.json.Decoder(envelope).decode
+def _decoder(data: type[Data]) -> Callable[[bytes], Event]:
+    """Decodes events of one type. Its name is a field here: as msgspec's tag of one struct alone it might lack."""
+    fields = [("type", Literal[data.TYPE]), ("data", data)]
+    one = msgspec.defstruct(f"{data.__name__}Alike", fields, bases=(Event,), frozen=True, kw_only=True, omit_defaults=True)
+    return cast("Callable[[bytes], Event]", msgspec.json.Decoder(one).decode)
 
 
 def _plain(text: bytes) -> bool:

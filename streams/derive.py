@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import msgspec
 
 _encode = msgspec.json.Encoder().encode
+REDRIVEN = "redriven"
+"""Header of a dead letter that is sent again."""
+_NAME = re.compile(rb"[A-Za-z0-9._-]{1,249}/[0-9]{1,10}/[0-9]{1,19}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -43,6 +47,19 @@ def event_bytes(
         body["derivedfrom"] = derivedfrom
     body["data"] = data
     return _encode(body)
+
+
+def sent_again(headers: Iterable[tuple[str, Any]]) -> str | None:
+    """Name of the dead letter's record that this one is sent again for, ``TOPIC/PARTITION/OFFSET`` in its header `REDRIVEN`; None of any other record.
+
+    Args:
+        headers: as they were sent, by whomever: a value may be None, or anything.
+    """
+    for name, value in headers:
+        if name == REDRIVEN and isinstance(value, bytes) and _NAME.fullmatch(value):
+            found: str = value.decode()
+            return found
+    return None
 
 
 def dead_letter_headers(reason: str, error: str, topic: str, partition: int, offset: int, timestamp_ms: int) -> list[tuple[str, bytes]]:

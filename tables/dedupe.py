@@ -8,8 +8,8 @@ Only an owner builds the look-up table: hash chains as in LZ77, kept in flat arr
 Nothing is ever removed from it: what lies behind the window is passed over, and its place is overwritten. It takes 16 to 24 bytes
 an id, by the window's size, beside the rows, which have the whole digest; a dictionary of digests takes 130.
 
-The digest is XXH3-128 of the id, with a seed made of the source topic's identity and the tenant, so that ids which collide cannot be
-prepared by somebody who only sees the HTTP interface.
+The digest is XXH3-128 with a seed made of the source topic's identity, so that ids which collide cannot be prepared by
+somebody who only sees the HTTP interface; tenant and id both enter it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_128_digest
 
+from streams.derive import sent_again
 from streams.events import MetricRecorded
 
 from . import packed
@@ -45,10 +46,6 @@ FEW = 24
 FURTHEST = 2**31 - 1
 """Greatest mark that chains can hold."""
 METRIC = 0x80
-REDRIVEN = "\0redriven"
-"""Whose the redriven are: no tenant's."""
-MOST_SEEDS = 10_000
-"""Tenants whose seed is kept."""
 WIDTH = 17
 digest_of = xxh3_128_digest
 unpack = struct.Struct("=II8x").unpack
@@ -58,8 +55,6 @@ Marks = NDArray[np.int32]
 Tags = NDArray[np.uint32]
 Digests = NDArray[np.uint32]
 """A row of four numbers an id."""
-Metric = tuple[int, str, str]
-"""Offset of a metric, its tenant, and what it is known by."""
 
 
 class Segment(msgspec.Struct, array_like=True):
@@ -246,7 +241,6 @@ class Window:
         self.ids: Chains | None = None
         self.metrics: Chains | None = None
         self.done = -1
-        self._seeds: dict[str, int] = {}
 
     def restore(self) -> None:
         """Build the look-up table from the rows."""
@@ -284,22 +278,12 @@ class Window:
             self.metrics = Chains(self.size, partial(self._is, METRIC))
         return self.metrics
 
-    def seed_of(self, whose: str) -> int:
-        """Seed of a tenant's digests here."""
-        seed = self._seeds.get(whose)
-        if seed is None:
-            if len(self._seeds) >= MOST_SEEDS:
-                self._seeds.clear()
-            seed = self._seeds[whose] = xxh3_64_intdigest(whose, self.seed)
-        return seed
-
-    def note(self, offsets: Sequence[int], names: Sequence[str], whose: str | Sequence[str], metrics: Sequence[Metric], every: Sequence[int]) -> set[int]:
+    def note(self, offsets: Sequence[int], names: Sequence[str], metrics: Sequence[tuple[int, str]], every: Sequence[int]) -> set[int]:
         """Enter what a slice of records is known by, and write it into the segments.
 
         Args:
-            offsets, names: of the records that are events: what each is known by.
-            whose: their tenant, or that of each.
-            metrics: those that are metrics.
+            offsets, names: of the records that are events: what each is known by, tenant included.
+            metrics: (offset, what the metric is known by) of those that are metrics.
             every: offsets of all records of the slice, events or not: a segment's row absorbs the last of them that it covers,
                 so that it is the same wherever a chunk ends.
 
@@ -307,14 +291,14 @@ class Window:
             Offsets of the duplicates.
         """
         if len(every) <= FEW:
-            return self._note_few(offsets, names, whose, metrics, every)
-        seeds = repeat(self.seed_of(whose)) if isinstance(whose, str) else map(self.seed_of, whose)
-        at, digests = offsets_of(offsets), digests_of(map(digest_of, names, seeds))
+            return self._note_few(offsets, names, dict(metrics), every)
+        seed = self.seed
+        at, digests = offsets_of(offsets), digests_of(map(digest_of, names, repeat(seed)))
         found = {offsets[index] for index in self.of_ids().note(at, digests)} if offsets else set()
         places = (at & LAST).astype(np.uint8)
         if metrics:
-            metric_at = np.array([offset for offset, _, _ in metrics], np.int64)
-            metric_digests = digests_of([digest_of(name, self.seed_of(tenant)) for _, tenant, name in metrics])
+            metric_at = np.array([offset for offset, _ in metrics], np.int64)
+            metric_digests = digests_of([digest_of(name, seed) for _, name in metrics])
             found.update(int(metric_at[index]) for index in self.of_metrics().note(metric_at, metric_digests))
             order = np.argsort(np.concatenate((at, metric_at)), kind="stable")
             at = np.concatenate((at, metric_at))[order]
@@ -335,23 +319,22 @@ class Window:
             self._write(last >> SHIFT, last, written.get(last >> SHIFT, b""))
         return found
 
-    def _note_few(self, offsets: Sequence[int], names: Sequence[str], whose: str | Sequence[str], metrics: Sequence[Metric], every: Sequence[int]) -> set[int]:
+    def _note_few(self, offsets: Sequence[int], names: Sequence[str], metrics: Mapping[int, str], every: Sequence[int]) -> set[int]:
         """`note`, one by one."""
-        found = set()
+        seed, found = self.seed, set()
         ids = self.of_ids()
-        of_metric = {offset: digest_of(name, self.seed_of(tenant)) for offset, tenant, name in metrics}
         fresh: dict[int, bytes] = {}
         fresh_metrics: dict[int, bytes] = {}
         written: dict[int, bytes] = {offset >> SHIFT: b"" for offset in every}
-        for offset, name, tenant in zip(offsets, names, [whose] * len(names) if isinstance(whose, str) else whose, strict=True):
-            digest = digest_of(name, self.seed_of(tenant))
+        for offset, name in zip(offsets, names, strict=True):
+            digest = digest_of(name, seed)
             if ids.note_one(offset, digest, fresh):
                 found.add(offset)
             fresh[offset] = digest
             entry = bytes((offset & LAST,)) + digest
-            metric = of_metric.get(offset)
+            metric = metrics.get(offset)
             if metric is not None:
-                digest = metric
+                digest = digest_of(metric, seed)
                 if self.of_metrics().note_one(offset, digest, fresh_metrics):
                     found.add(offset)
                 fresh_metrics[offset] = digest
@@ -402,22 +385,23 @@ def digests_of(digests: Iterable[bytes]) -> Digests:
     return np.frombuffer(b"".join(digests), np.uint32).reshape(-1, 4)
 
 
-def known_by(event: Event, record: Record) -> tuple[str, str]:
-    """What the window knows a record by: its event's tenant and id, or where it comes from if it was redriven."""
-    place = redriven(record) if record.headers else None
-    return (event.tenant, event.id) if place is None else (REDRIVEN, place)
+def known_by(event: Event, record: Record) -> str:
+    """What the window knows a record by: its event's id, or where it comes from if it was redriven."""
+    place = sent_again(record.headers) if record.headers else None
+    return f"{event.tenant}\0{event.id}" if place is None else redriven(place)
 
 
-def metric_known_by(event: Event, record: Record) -> tuple[str, str] | None:
+def metric_known_by(event: Event, record: Record) -> str | None:
     """What the window knows a metric by besides; None of what is no metric, or was redriven."""
-    if event.data.__class__ is not MetricRecorded or (record.headers and redriven(record)):
+    if event.data.__class__ is not MetricRecorded or (record.headers and sent_again(record.headers) is not None):
         return None
-    return event.tenant, event.data.metric_id or event.id
+    return f"{event.tenant}\0{event.data.metric_id or event.id}"
 
 
-def redriven(record: Record) -> str | None:
-    """What a redriven dead letter is known by instead of its id (contract §2), ``TOPIC/PARTITION/OFFSET``; None for any other record."""
-    for name, value in record.headers:
-        if name == "redriven":
-            return value.decode("utf-8", "replace") or None
-    return None
+def redriven(place: str) -> str:
+    """What a redriven dead letter is known by instead of its id (contract §2): no tenant is called so.
+
+    Args:
+        place: of the letter's record, ``TOPIC/PARTITION/OFFSET``.
+    """
+    return f"\0redriven\0{place}"

@@ -25,7 +25,7 @@ from streams.codec import Batch, InvalidEvent, decode, decode_all
 from streams.derive import dead_letter_headers
 from streams.events import UPCASTS, ClockTicked, MetricRecorded, TenantCleared, newest, upcast
 
-from .dedupe import IDS, SLICE, Metric, Window, known_by, metric_known_by
+from .dedupe import IDS, SLICE, Window, known_by, metric_known_by
 from .fold import Absorbed, Fold, Refused
 from .rows import Row, S, Table, wire_key
 from .times import all_to_us
@@ -603,21 +603,21 @@ class Partition:
     ) -> None:
         """Enter the slice into the dedupe window; duplicates become odd."""
         known: Sequence[int] = offsets
-        whose: str | Sequence[str]
-        metrics: list[Metric] = []
+        metrics: list[tuple[int, str]] = []
         if batch is None or any(map(_headers, records)):
             pairs = [(event, record) for event, record in zip(events, records, strict=True) if event is not None]
             known = [record.offset for _, record in pairs]
-            told = [known_by(event, record) for event, record in pairs]
-            whose, names = [tenant for tenant, _ in told], [name for _, name in told]
+            names = [known_by(event, record) for event, record in pairs]
+        elif len(batch.tenants) == 1:
+            first = next(iter(batch.tenants)) + "\0"
+            names = [first + id for id in batch.ids]
         else:
-            names = batch.ids
-            whose = next(iter(batch.tenants)) if len(batch.tenants) == 1 else [event.tenant for event in events]
+            names = [event.tenant + "\0" + event.id for event in events]
         if self.topic == MetricRecorded.TOPIC:
             for event, record in zip(events, records, strict=True):
                 if event is not None and (name := metric_known_by(event, record)) is not None:
-                    metrics.append((record.offset, *name))
-        for offset in self.window.note(known, names, whose, metrics, offsets):
+                    metrics.append((record.offset, name))
+        for offset in self.window.note(known, names, metrics, offsets):
             odd[offset] = None
 
     def _moved(self, tenant: str, time_us: int, offset: int) -> None:

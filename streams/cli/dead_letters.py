@@ -23,7 +23,7 @@ from cyclopts import Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import admin
-from ..derive import dead_letter_headers
+from ..derive import REDRIVEN, dead_letter_headers, sent_again
 from ..errors import ConfigError, PulsefoldError
 from ..settings import Settings
 from ..topics import SOURCE_TOPICS
@@ -36,7 +36,6 @@ Since = Annotated[str | None, Parameter(help="only records of this time or later
 OURS = len(dead_letter_headers("", "", "", 0, 0, 0))
 """Headers that a worker adds, behind the record's own."""
 Place = tuple[str, int, int]
-REDRIVEN = "redriven"
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class Letter:
     @property
     def sent_again(self) -> str | None:
         """Name of the letter that this one was when it was sent again, None for a first letter."""
-        return next((value.decode("utf-8", "replace") for name, value in self.headers if name == REDRIVEN), None)
+        return sent_again(self.headers)
 
     def event(self) -> dict[str, Any]:
         """The event's envelope, as far as the bytes are one."""
@@ -329,9 +328,7 @@ def on_the_log(found: Settings, chosen: Sequence[Place]) -> set[Place]:
     names = {name_of(place): place for place in chosen}
     seen = set()
     for message in records(found, begins):
-        for name, value in message.headers() or ():
-            if name == REDRIVEN:
-                seen.add(value if isinstance(value, str) else (value or b"").decode("utf-8", "replace"))
+        seen.add(sent_again(message.headers() or ()))
     return {names[name] for name in seen if name in names}
 
 

@@ -174,6 +174,16 @@ def test_a_redriven_metric_takes_no_metric_id_as_in_the_folds(tmp_path: Path) ->
     assert folds_count(feed) == 1
 
 
+def test_a_header_that_names_no_record_is_passed_over_as_in_the_folds_before_and_after_a_restart(tmp_path: Path) -> None:
+    feed = Feed(tmp_path, 1)
+    for n, value in enumerate((None, b"", b"training/0/7\0", b"a\0b")):
+        for _ in range(2):
+            feed.send({"id": f"e{n}", "type": "metric.recorded.v1", "data": {"value": 1}}, headers=[("redriven", value)])
+            started_again(feed)
+    assert rows(tmp_path, "id, duplicate, redriven") == [(f"e{n}", again, None) for n in range(4) for again in (False, True)]
+    assert folds_count(feed) == 4
+
+
 def test_what_no_fold_takes_is_a_row_without_content(tmp_path: Path) -> None:
     feed = Feed(tmp_path, 1)
     bad = [

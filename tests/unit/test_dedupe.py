@@ -20,15 +20,15 @@ from ..harness import Rec
 WINDOW = 128
 
 
-def record(offset: int, id: str | None, tenant: str = "default", **headers: bytes) -> Rec:
+def record(offset: int, id: str | None, tenant: str = "default", **headers: bytes | None) -> Rec:
     """A trust observation, or bytes that are no event."""
     data = {"kind": "model", "id": "m", "success": True}
     raw = b"{broken" if id is None else json.dumps({"id": id, "source": "t", "type": "trust.observed.v1", "tenant": tenant, "data": data}).encode()
     return Rec(offset, 1_700_000_000_000, b"k", raw, list(headers.items()))
 
 
-def metric(offset: int, id: str, metric_id: str) -> Rec:
-    raw = json.dumps({"id": id, "source": "t", "type": "metric.recorded.v1", "data": {"metric_id": metric_id, "value": 1}}).encode()
+def metric(offset: int, id: str, metric_id: str, tenant: str = "default") -> Rec:
+    raw = json.dumps({"id": id, "source": "t", "type": "metric.recorded.v1", "tenant": tenant, "data": {"metric_id": metric_id, "value": 1}}).encode()
     return Rec(offset, 1_700_000_000_000, b"k", raw)
 
 
@@ -97,30 +97,28 @@ def test_an_owner_that_restores_the_rows_goes_on_as_the_one_before(cut: int) -> 
     assert before.counters() == whole.counters()
 
 
-@pytest.mark.parametrize("chunk", [FEW, 100])
-@pytest.mark.parametrize("together", [1, 100])
-@pytest.mark.parametrize("most", [1, 100])
-def test_an_id_is_its_tenants_own(chunk: int, together: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tables.dedupe.MOST_SEEDS", most)
-    rng, p = random.Random(chunk), partition()
-    last: dict[tuple[str, str], int] = {}
-    wanted = 0
-    for begin in range(0, 1200, chunk):
-        told = [(offset, f"e{rng.randrange(90)}", "abc"[offset // together % 3]) for offset in range(begin, begin + chunk)]
-        for offset, id, tenant in told:
-            wanted += (id, tenant) in last and offset - last[id, tenant] <= WINDOW
-            last[id, tenant] = offset
-        p.absorb([record(*one) for one in told])
-        assert p.counters().duplicate == wanted
-        if begin // chunk % 4 == 1:
-            restore(p)
-    assert 200 < wanted < 900
-
-
 def test_a_redriven_record_is_known_by_where_it_comes_from() -> None:
     p = partition()
     p.absorb([record(0, "a"), record(1, "a", redriven=b"judgments/0/5"), record(2, "a", redriven=b"judgments/0/5"), record(3, "a")])
     assert (p.counters().folded, p.counters().duplicate) == (2, 2)
+
+
+@pytest.mark.parametrize("value", [None, b"", b"judgments", b"judgments/0/", b"judgments/0/5\0", b"judgments\0/0/5", b"judgments/0/\xd9\xa5"])
+@pytest.mark.parametrize("more", [0, FEW])
+def test_what_names_no_record_is_not_redriven(value: bytes | None, more: int) -> None:
+    p = partition()
+    p.absorb([record(0, "a", redriven=value), record(1, "b", redriven=value), record(2, "a"), *(record(3 + n, f"e{n}") for n in range(more))])
+    assert (p.counters().folded, p.counters().duplicate) == (2 + more, 1)
+
+
+@pytest.mark.parametrize("more", [0, FEW])
+def test_tenants_share_no_ids_and_no_metric_ids_and_none_is_taken_for_a_letter(more: int) -> None:
+    p = partition()
+    p.absorb([record(0, "judgments/0/5", "redriven"), record(1, "a", redriven=b"judgments/0/5"), *(record(2 + n, "e", f"t{n}") for n in range(more))])
+    assert (p.counters().folded, p.counters().duplicate) == (2 + more, 0)
+    p = partition("training")
+    p.absorb([metric(0, "a", "m", "a"), metric(1, "a", "m", "b"), metric(2, "b", "m", "a"), *(metric(3 + n, "e", "m", f"t{n}") for n in range(more))])
+    assert (p.counters().folded, p.counters().duplicate) == (2 + more, 1)
 
 
 @pytest.mark.parametrize("chunk", [FEW, FEW + 1, 300])
