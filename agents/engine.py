@@ -53,7 +53,7 @@ ENDS_S = 5.0
 """Longest time that the ends of the source topics are asked for: what is not answered by then is not known at the moment."""
 LEAST_PAUSE_S = 0.002
 """Shortest time after which a flush is followed by the next, unless it was of one record alone: that has nothing to share with another."""
-BEHIND, BEHIND_FLUSHES = 20_000, 6
+BEHIND, BEHIND_FLUSHES = 20_000, 4
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 LATE, TURN_S = 2_000, 0.2
 """Records waiting in a partition from which nobody sees when its rows are written, and longest time for which the next one waits for that then."""
