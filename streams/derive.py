@@ -57,8 +57,7 @@ def sent_again(headers: Iterable[tuple[str, Any]]) -> str | None:
     """
     for name, value in headers:
         if name == REDRIVEN and isinstance(value, bytes) and _NAME.fullmatch(value):
-            found: str = value.decode()
-            return found
+            return value.decode()
     return None
 
 
