@@ -33,9 +33,9 @@ Handler = Callable[["Event", "Partition"], None]
 """Absorbs one event. May raise `Refused` before it has changed anything; any other exception is a bug and stops the worker."""
 
 
-RunHandler = Callable[[Sequence["Event"], Sequence[int], Sequence[int], "Partition"], None]
-"""Absorbs a run of events of one type and tenant (events, offsets, event times in microseconds, partition): exactly what the
-handler of the type would do one by one, only with less said a time. It neither refuses nor reads other rows nor counts."""
+RunHandler = Callable[[Sequence["Event"], Sequence[Any], Sequence[int], Sequence[int], "Partition"], None]
+"""Absorbs a run of events of one type and tenant (events, the data of each, offsets, event times in microseconds, partition): exactly
+what the handler of the type would do one by one, only with less said a time. It neither refuses nor reads other rows nor counts."""
 
 
 class Refused(Exception):

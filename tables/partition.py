@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from streams.events import Event
 
+    from .fold import RunHandler
+
 HEAD = struct.Struct(">qI")
 """Head of a changelog value: ``applied``, then the identity of the source topic."""
 
@@ -241,7 +243,7 @@ class Schema:
         self.homes = {table.wire: tuple(fold.topics) for fold in folds for table in fold.tables if fold.topics}
         self.flush_order = sorted(range(len(self.tables)), key=lambda i: (self.tables[i].rank, i))
         self.handlers: dict[type[msgspec.Struct], tuple[Callable[[Event, Partition], None], ...]] = {ClockTicked: (_in_time,)}
-        self.runs: dict[type[msgspec.Struct], Callable[[Sequence[Event], Sequence[int], Sequence[int], Partition], None]] = {}
+        self.runs: dict[type[msgspec.Struct], RunHandler] = {}
         for fold in folds:
             for data, handler in fold.handlers.items():
                 self.handlers[data] = (*self.handlers.get(data, ()), handler)
@@ -553,7 +555,8 @@ class Partition:
                 tenant = event.tenant
                 while end < size and events[end].data.__class__ is cls and events[end].tenant == tenant:
                     end += 1
-                absorb_run(events[begin:end], offsets[begin:end], times[begin:end], self)
+                data = [event.data for event in events[begin:end]] if batch is None else batch.data[begin:end]
+                absorb_run(events[begin:end], data, offsets[begin:end], times[begin:end], self)
                 folded[cls] = folded.get(cls, 0) + end - begin
                 newest = latest if end - begin == size else max(times[begin:end])
                 self._moved(tenant, newest, offsets[times.index(newest, begin)])
@@ -610,7 +613,7 @@ class Partition:
             names = [known_by(event, record) for event, record in pairs]
         elif len(batch.tenants) == 1:
             first = next(iter(batch.tenants)) + "\0"
-            names = [first + id for id in batch.ids]
+            names = [first + event.id for event in batch.events]
         else:
             names = [event.tenant + "\0" + event.id for event in events]
         if self.topic == MetricRecorded.TOPIC:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .trust_evidence import MOST
 from .trust_history import FULL_BYTES, POINT, SEGMENT
@@ -31,17 +31,18 @@ PACK = [Struct("<" + n * POINT.format.removeprefix("<")).pack for n in range(SEG
 _offset = attrgetter("offset")
 
 
-def observed_run(trust: Trust, events: Sequence[Event], offsets: Sequence[int], times: Sequence[int], p: Partition) -> None:
+def observed_run(trust: Trust, events: Sequence[Event], data: Sequence[TrustObserved], offsets: Sequence[int], times: Sequence[int], p: Partition) -> None:
     """Absorb a run of observations of one tenant."""
     tenant = events[0].tenant
     absorb = _by_key if len(p.space(trust.rows, tenant)) * FEW <= len(events) else _in_turn
-    n_slow = absorb(trust, tenant, events, offsets, times, p)  # counts there too
+    n_slow = absorb(trust, tenant, events, data, offsets, times, p)  # counts there too
     trust.other.n_observed += len(events) - n_slow
 
 
-def _by_key(trust: Trust, tenant: str, events: Sequence[Event], offsets: Sequence[int], times: Sequence[int], p: Partition) -> int:
+def _by_key(
+    trust: Trust, tenant: str, events: Sequence[Event], observations: Sequence[TrustObserved], offsets: Sequence[int], times: Sequence[int], p: Partition
+) -> int:
     """All events of a key, then those of the next: its figures are at hand meanwhile. Returns how many `Trust.observed` has counted."""
-    observations: list[Any] = [event.data for event in events]
     find, dirty = p.space(trust.rows, tenant).get, p.dirty[trust.rows.index].add
     n_slow, told = 0, len(p.outputs)
     for key, mine in _places(observations):
@@ -119,25 +120,26 @@ def _calmly(
     state.alpha, state.beta, state.last_update, state.first = alpha, beta, last, first
     state.n_events += len(mine)
     if rule.slots:
-        done, left = 0, len(mine)
-        while left >= (room := (FULL_BYTES - len(state.points)) // POINT.size):
+        done, n_mine = 0, len(mine)
+        while n_mine - done >= (room := (FULL_BYTES - len(state.points)) // POINT.size):
             state.points += PACK[room](*points[2 * done : 2 * (done + room)])
-            done, left = done + room, left - room
+            done += room
             p.offset, p.time_us = offsets[mine[done - 1]], times[mine[done - 1]]
             trust.history.close(p, row.tenant, row.key, rule.slots, state)
-        state.points += PACK[left](*points[2 * done :])
+        state.points += PACK[n_mine - done](*(points[2 * done :] if done else points))
     return True
 
 
-def _in_turn(trust: Trust, tenant: str, events: Sequence[Event], offsets: Sequence[int], times: Sequence[int], p: Partition) -> int:
+def _in_turn(
+    trust: Trust, tenant: str, events: Sequence[Event], observations: Sequence[TrustObserved], offsets: Sequence[int], times: Sequence[int], p: Partition
+) -> int:
     """Event by event. Returns how many `Trust.observed` has counted."""
     rows = trust.rows
     space = p.space(rows, tenant)
     find, dirty = space.get, p.dirty[rows.index].add
     other, low, pack = trust.other, trust.low, POINT.pack
     n_slow, told, rule, slots, judged_from, fades = 0, "", other, 0, 0.0, True  # of the kind that was told last; none is ""
-    for event, offset, time_us in zip(events, offsets, times, strict=True):
-        data = event.data
+    for event, data, offset, time_us in zip(events, observations, offsets, times, strict=True):
         kind = data.kind
         if kind != told:
             told, rule = kind, trust.kinds.get(kind, other)

@@ -67,10 +67,11 @@ def odd_ones(wire: dict[str, Any]) -> Iterator[bytes]:
     yield raw({**{name: value for name, value in wire.items() if name != "type"}, "data": {**wire["data"], "type": wire["type"]}})
 
 
+@pytest.mark.parametrize("derived", [False, True])
 @pytest.mark.parametrize("name", GOLDEN)
-def test_among_many_events_of_its_type_an_odd_one_is_what_it_is_by_itself(name: str) -> None:
+def test_among_many_events_of_its_type_an_odd_one_is_what_it_is_by_itself(name: str, derived: bool) -> None:
     wire = {**GOLDEN[name]["wire"], "tenant": "default", "derivedfrom": "e1"}
-    one = raw(wire)
+    one = raw(wire if derived else {field: value for field, value in wire.items() if field != "derivedfrom"})
     plain = decode(one)
     taken = refused = 0
     for odd in odd_ones(wire):
@@ -85,6 +86,8 @@ def test_among_many_events_of_its_type_an_odd_one_is_what_it_is_by_itself(name: 
                 found = decode_all([one, odd, one])
             assert found is not None, odd
             assert said(found.events) == said([plain, wanted, plain]), odd
+            assert found.data == [event.data for event in found.events]
+            assert (found.classes, found.tenants) == ({event.data.__class__ for event in found.events}, {event.tenant for event in found.events})
             taken += 1
     assert taken > 10 < refused
 
