@@ -55,7 +55,7 @@ class Trust(Fold):
         self.kinds = {kind: KindRule(settings, kind) for kind in kinds_named(settings)}
         reads = fold_settings(settings)
         self.history = History(reads)
-        self.rows = Table("trust", TrustState, rank=20, settings=reads)
+        self.rows = Table("trust", TrustState, rank=20, version=2, settings=reads)
         self.n_keys = Table("trust_keys", Keys, rank=25, settings=reads)
         self.ticks = Table("trust_ticks", Tick, rank=26, settings=reads)
         self.tables = (self.history.table, self.rows, self.n_keys, self.ticks)

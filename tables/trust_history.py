@@ -23,7 +23,7 @@ from .trust_state import FoldSettings, Key, TrustState
 if TYPE_CHECKING:
     from .partition import Partition
 
-SEGMENT = 32
+SEGMENT = 64
 """History points a row; a full segment is closed."""
 POINT = Struct("<qd")
 """A history point: event time in microseconds, trust after the event."""
@@ -47,7 +47,7 @@ class History:
     """
 
     def __init__(self, reads: FoldSettings) -> None:
-        self.table = Table("trust_history", ClosedSegment, rank=10, settings=reads)
+        self.table = Table("trust_history", ClosedSegment, rank=10, version=2, settings=reads)
 
     def remember(self, p: Partition, tenant: str, key: Key, slots: int, state: TrustState, time_us: int, trust: float) -> None:
         """Add a point.

@@ -176,7 +176,7 @@ def test_the_broker_command_prints_its_address_first() -> None:
 
 
 def test_faust_lists_the_agent_and_the_tables() -> None:
-    for word, expected in (("agents", "fold"), ("tables", "trust.1")):
+    for word, expected in (("agents", "fold"), ("tables", "trust.2")):
         done = subprocess.run(
             [sys.executable, "-m", "faust", "-A", "agents.worker", word],
             cwd=ROOT,

@@ -18,6 +18,7 @@ from tables.fold import BadParameter
 from tables.partition import Partition
 from tables.times import DAY_US, HOUR_US, rfc3339
 from tables.trust import Trust, TrustSettings
+from tables.trust_history import POINT, SEGMENT
 from tests.harness import VECTORS, Log, Rec, subset
 
 START_US = 1_772_409_600_000_000  # 2026-03-02
@@ -345,7 +346,7 @@ def test_an_event_read_after_a_hundred_more_shows_all_of_them() -> None:
 # ---- history
 
 
-@pytest.mark.parametrize("kept", [0, 1, 31, 32, 33, 64, 100])
+@pytest.mark.parametrize("kept", [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 100])
 def test_history_holds_the_last_points_and_its_rows_stay_bounded(kept: int) -> None:
     log = Log([configured({"trust_history.model": kept})])
     story = Story(log)
@@ -361,8 +362,8 @@ def test_history_holds_the_last_points_and_its_rows_stay_bounded(kept: int) -> N
             points = log.get("/trust/model/k/history", limit=10_000)["points"]
             assert [p["trust"] for p in points] == values[max(0, len(values) - kept) :]
     p = log.topics["judgments"][0]
-    assert len(p.keys(log.folds[0].tables[0], "golden")) == -(-kept // 32)
-    assert all(len(state) < 700 for _, state in rows(p).values())
+    assert len(p.keys(log.folds[0].tables[0], "golden")) == -(-kept // SEGMENT)
+    assert all(len(state) < SEGMENT * POINT.size + 200 for _, state in rows(p).values())
     assert log.get("/trust/model/k/history", limit=10_000)["points"][-7:] == log.get("/trust/model/k/history", limit=7)["points"] or kept < 7
 
 
