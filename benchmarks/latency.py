@@ -4,6 +4,9 @@ Run: ``python -m benchmarks.latency [--bootstrap HOST:PORT] [--rate 200] [--seco
 rate. For every fourth, ``/trust/{kind}/{id}`` is asked once of the worker that owns its partition and once of the other one, at a random
 moment up to a tenth of a second later. *p95* is the moment from which on 95 % of the answers held the event. Asking again and again until
 an event is there would keep the workers busy with answers, and measure that.
+
+Before anything is measured, four times the rate goes through everything for half a minute: a broker that was just started compiles its own
+code meanwhile, on the cores that the workers need. Last, without workers, the same rate is read by a plain consumer.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ PARTITIONS = 8
 KEYS = 100
 SOONEST, LATEST = 0.001, 0.1
 """Seconds after the event between which is asked, evenly on a logarithmic scale."""
+WARM_RATE, WARM_S = 4, 30.0
+"""How many times the rate, and for how many seconds, before anything is measured."""
 
 
 async def count(session: aiohttp.ClientSession, port: int, name: str) -> int:
@@ -172,13 +177,6 @@ def main() -> None:
         producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "linger.ms": 0, "acks": "all", "enable.idempotence": True})
         sent = [0] * KEYS
         print(f"{'milliseconds':34} {'p50':>7} {'p95':>7} {'p99':>7} {'n':>6}")
-        topic = settings["topic_prefix"] + "judgments"
-        command = [sys.executable, "-m", "benchmarks.latency", "--bootstrap", bootstrap, "--plain", topic, "--seconds", str(words.seconds / 3)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reference:
-            assert reference.stdout is not None
-            reference.stdout.readline()
-            asyncio.run(measure(producer, settings["topic_prefix"], None, set(), words.rate, words.seconds / 3, sent))
-            show("event to a plain consumer", json.loads(reference.stdout.readline()))
         workers = [WorkerProcess(**settings, folder=Path(folder)).start() for _ in range(2)]
         try:
             first, second = workers
@@ -187,7 +185,7 @@ def main() -> None:
                 worker.until(lambda worker=worker: sum(p["ready"] for p in worker.get("/status")["partitions"]) == 2 * PARTITIONS, 60)
             owned = {p["partition"] for p in first.get("/status")["partitions"] if p["topic"].endswith("judgments") and p["owner"]}
             ports = (first.port, second.port)
-            asyncio.run(measure(producer, settings["topic_prefix"], ports, owned, words.rate, 3, sent))  # warm
+            asyncio.run(measure(producer, settings["topic_prefix"], ports, owned, WARM_RATE * words.rate, WARM_S, sent))
             took, seen = asyncio.run(measure(producer, settings["topic_prefix"], ports, owned, words.rate, words.seconds, sent))
             show("producer acknowledgement", took["ack"])
             show("one answer by itself", took["answer"])
@@ -197,6 +195,13 @@ def main() -> None:
         finally:
             for worker in workers:
                 worker.stop()
+        topic = settings["topic_prefix"] + "judgments"
+        command = [sys.executable, "-m", "benchmarks.latency", "--bootstrap", bootstrap, "--plain", topic, "--seconds", str(words.seconds / 3)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reference:
+            assert reference.stdout is not None
+            reference.stdout.readline()
+            asyncio.run(measure(producer, settings["topic_prefix"], None, set(), words.rate, words.seconds / 3, sent))
+            show("event to a plain consumer", json.loads(reference.stdout.readline()))
 
 
 if __name__ == "__main__":
