@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agents.registry import schema
 from streams.broker import EmbeddedBroker
 
 from ..workers import ROOT, WorkerProcess
@@ -176,7 +177,8 @@ def test_the_broker_command_prints_its_address_first() -> None:
 
 
 def test_faust_lists_the_agent_and_the_tables() -> None:
-    for word, expected in (("agents", "fold"), ("tables", "trust.2")):
+    trust = next(table for table in schema().tables if table.name == "trust")
+    for word, expected in (("agents", "fold"), ("tables", trust.wire)):
         done = subprocess.run(
             [sys.executable, "-m", "faust", "-A", "agents.worker", word],
             cwd=ROOT,
