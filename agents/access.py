@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streams.admin import is_embedded, partition_counts, topic_identities
 from streams.errors import ConfigError
 from streams.settings import Gets, needs_credentials, no_password
 from streams.topics import SOURCE_TOPICS
@@ -50,7 +49,12 @@ def security(settings: Gets) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def discover_partitions(settings: Gets, security: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], bool]:
-    """Source topic -> number of partitions, and -> 32 bits of its Kafka topic id; whether the broker is the embedded one."""
+    """Source topic -> number of partitions, and -> 32 bits of its Kafka topic id; whether the broker is the embedded one.
+
+    For who has no aiokafka client that would know (`agents.metadata`).
+    """
+    from streams.admin import is_embedded, partition_counts, topic_identities  # loads librdkafka, which a worker does without
+
     bootstrap, prefix = settings.get("bootstrap"), settings.get("topic_prefix")
     full = [prefix + topic for topic in SOURCE_TOPICS]
     counts = partition_counts(bootstrap, full, security=security)

@@ -15,7 +15,6 @@ from mode import Service
 from streams.derive import event_bytes
 from streams.errors import ConfigError
 from streams.keys import derived_id, encode_key
-from streams.outputs import publishing_app
 from streams.settings import Settings, load, roles, unknown_variables
 from streams.topics import SOURCE_TOPICS, changelog_name
 from tables.fold import Scored
@@ -23,8 +22,9 @@ from tables.partition import Partition, Schema
 from tables.trust import ScheduledDecay, Trust
 
 from . import seam
-from .access import discover_partitions, folder_of, security
+from .access import folder_of, security
 from .archive import Archive
+from .aside import publishing_app
 from .auth import TokenFile, Tokens
 from .bare import Bare
 from .cleared import ClearedAlerts
@@ -147,7 +147,7 @@ def build(settings: Settings) -> seam.App:
     """
     seam.register()
     bootstrap, prefix, app_id = settings.get("bootstrap"), settings.get("topic_prefix"), settings.get("app_id")
-    ours, theirs = security(settings)
+    ours, _ = security(settings)
     tokens = check_settings(settings)
     host = settings.get("web_host")
     folds = "fold" in roles(settings.get("roles"))
@@ -197,9 +197,9 @@ def build(settings: Settings) -> seam.App:
     )
 
     tables = schema_of(settings)
-    engine = app.engine = Engine(app, config, tables, lambda: discover_partitions(settings, theirs))
+    engine = app.engine = Engine(app, config, tables)
     if folds and settings.get("outputs") != "off":
-        engine.elect = lambda: publishing_app(bootstrap, prefix, app_id, security=theirs)
+        engine.elect = lambda: publishing_app(settings)
     pages = {path: (kind, (STATIC / name).read_bytes()) for path, (kind, name) in PAGES.items() if (STATIC / name).exists()}
     archive = Archive(settings)
     routes = (Routes if "serve" in roles(settings.get("roles")) else Bare)(engine, tokens, settings, pages, archive)

@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import InvalidRequestError, InvalidSessionTimeoutError, KafkaError
+from aiokafka.errors import InvalidRequestError, InvalidSessionTimeoutError, KafkaConnectionError, KafkaError
 from faust.types import TP
 from mode import Service
 
-from streams.errors import ConfigError, PulsefoldError, TopicProblem
+from streams.errors import BrokerUnavailable, ConfigError, PulsefoldError, TopicProblem
 from streams.topics import MIN_LAG_MS
 from tables.dedupe import IDS
 from tables.partition import GRAVE, Output, Partition, Schema, partitions_of
@@ -33,6 +33,7 @@ from tables.rows import Row, parse_wire_key
 from .board import Board
 from .core import SCHEMA, SERVED, Core, Flush, Refusal, Served, Shard, WrongIdentity
 from .generations import other_tables, remade
+from .metadata import Described, described
 from .rebuild import Rebuild
 from .seam import Pace, packed, wait_at_most
 
@@ -120,14 +121,11 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         on_alert: told of alert messages that the topic has and the board had not.
     """
 
-    def __init__(
-        self, app: Any, config: EngineConfig, schema: Schema, discover: Callable[[], tuple[Mapping[str, int], Mapping[str, int], bool]], **kwargs: Any
-    ) -> None:
+    def __init__(self, app: Any, config: EngineConfig, schema: Schema, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.app = app
         self.config = config
         self.schema = schema
-        self.discover = discover
         self.publishes = config.publishes
         self.publisher: str | None = None
         self.elect: Callable[[], str] | None = None
@@ -210,31 +208,20 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         gc.collect()
         gc.freeze()  # modules and the like: looked through again and again they cost half of the time
         gc.set_threshold(50_000, 20, 100)
-        if not self.partitions:
-            counts, identities, embedded = await asyncio.to_thread(self.discover)
-            self.prepare(counts, identities)
-            self.embedded = embedded
-            self.archive = self.config.archive(identities, embedded)
-        if self.elect is not None:
-            try:
+        try:
+            await self._connect_follower()
+            if not self.partitions:
+                counts, identities, self.embedded = await self._described(again=True)
+                self.prepare(counts, identities)
+                self.archive = self.config.archive(identities, self.embedded)
+            if self.elect is not None:
                 self.publisher = await asyncio.to_thread(self.elect)
-            except PulsefoldError as exc:
-                self.refused = exc  # the start ends here; this is what is told of it
-                raise
-            self.publishes = self.config.publishes or self.publisher == self.config.app_id
+                self.publishes = self.config.publishes or self.publisher == self.config.app_id
+        except PulsefoldError as exc:
+            self.refused = exc  # the start ends here; this is what is told of it
+            raise
         await self._connect_producer()
-        self.follower = AIOKafkaConsumer(
-            bootstrap_servers=self.config.bootstrap,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",  # ends are those of finished transactions: what is open cannot be folded yet, and is no lag
-            fetch_max_wait_ms=min(100, self.fetch_wait_ms),
-            max_partition_fetch_bytes=1 << 20,
-            max_poll_records=5000,
-            **self.config.security,
-        )
-        await self.follower.start()
+        wait_at_most(self.follower._fetcher, min(100, self.fetch_wait_ms))
         await self.follower._client.force_metadata_update()
         alerts = await self._partitions_of(self.alerts_topic)
         self.alert_partitions = [TopicPartition(self.alerts_topic, n) for n in range(alerts)]
@@ -244,6 +231,29 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         self.restore_start = dict(await self.follower.beginning_offsets(followed))
         self._restore_asked = since_boot()
         self.restore_goal = dict(await self.follower.end_offsets(followed))
+
+    async def _connect_follower(self) -> None:
+        self.follower = AIOKafkaConsumer(
+            bootstrap_servers=self.config.bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",  # ends are those of finished transactions: what is open cannot be folded yet, and is no lag
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=1 << 20,
+            max_poll_records=5000,
+            **self.config.security,
+        )
+        try:
+            await self.follower.start()
+        except KafkaConnectionError as exc:
+            raise BrokerUnavailable(f"bootstrap: no Kafka broker answers at {self.config.bootstrap} ({exc})") from None
+
+    async def _described(self, again: bool) -> Described:
+        """The source topics, by their names without prefix, as a broker knows them now; see `agents.metadata.described`."""
+        found = await described(self.follower._client, list(self.short_names), bootstrap=self.config.bootstrap, again=again)
+        counts, identities = ({self.short_names[full]: value for full, value in one.items()} for one in (found.counts, found.identities))
+        return Described(counts, identities, found.embedded)
 
     async def _partitions_of(self, topic: str) -> int:
         deadline = time.monotonic() + 30
@@ -965,9 +975,10 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         Only asked of the broker: offsets alone do not tell, because a new topic of the same name soon has the old offsets too.
         """
         try:
-            _, identities, _ = await asyncio.to_thread(self.discover)
-        except (PulsefoldError, TimeoutError) as exc:
-            self.log.warning("the source topics cannot be looked at at the moment: %r", exc)
+            identities = (await self._described(again=False)).identities
+        except PulsefoldError as exc:
+            if not self.should_stop:
+                self.log.warning("the source topics cannot be looked at at the moment: %r", exc)
             return True
         for topic, identity in identities.items():
             if identity and any(partition.identity not in (0, identity) for partition in self.partitions[topic]):

@@ -63,10 +63,9 @@ def worker(flags: dict[str, Any]) -> int:
     """Check what can be checked before the start, then run until SIGTERM."""
     one_heap()
     use_uvloop()
-    from streams.admin import check_topics
-
     from .access import security
     from .app import build, check_settings, load_settings
+    from .aside import check_topics
     from .repeats import condense
     from .seam import Worker
 
@@ -75,8 +74,8 @@ def worker(flags: dict[str, Any]) -> int:
     for unknown in unknown_variables(os.environ, settings.declared):
         print(f"pulsefold: {unknown} names no setting; `pulsefold config` lists them", file=sys.stderr)
     check_settings(settings)
-    _, theirs = security(settings)
-    problems = check_topics(settings, security=theirs)
+    security(settings)
+    problems = check_topics(settings)
     if problems:
         for found in problems:
             print(f"pulsefold: {found}", file=sys.stderr)

@@ -14,12 +14,15 @@ MOST_BYTES = 1 << 30
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def environment() -> dict[str, str]:
+    """Environment in which another process finds the packages that this one runs from."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+
+
 async def start(module: str) -> asyncio.subprocess.Process:
     """A process that runs a module of the packages that this one runs from, with pipes to both ends of it."""
     pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, stdin=pipe, stdout=pipe, limit=1 << 26, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-    )
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", module, stdin=pipe, stdout=pipe, limit=1 << 26, env=environment())
 
 
 def frame(value: Any) -> bytes:

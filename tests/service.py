@@ -95,7 +95,7 @@ class Service(Log):
         found = schema(self.settings.fold)
         super().__init__(found.folds, partitions)
         config = EngineConfig("127.0.0.1:1", "pulsefold.", {topic: topic + "-rows" for topic in SOURCE_TOPICS}, publishes=False)
-        self.engine = Engine(None, config, found, lambda: ({}, {}, False))
+        self.engine = Engine(None, config, found)
         self.engine.prepare(dict.fromkeys(SOURCE_TOPICS, partitions), {})
         self.schema, self.topics = found, dict(self.engine.partitions)
         self.engine.ready = True

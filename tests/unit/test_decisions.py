@@ -38,7 +38,7 @@ def written(**settings: str) -> tuple[bytes, bytes]:
 
 def engine_of(*, rebuild: bool = False, folds: bool = True, **settings: str) -> Engine:
     changelogs = {"costs": "changelog-costs"}
-    engine = Engine(None, EngineConfig("nowhere:1", "", changelogs, rebuild=rebuild, folds=folds), made(**settings), lambda: ({}, {}, False))
+    engine = Engine(None, EngineConfig("nowhere:1", "", changelogs, rebuild=rebuild, folds=folds), made(**settings))
     engine.prepare({"costs": 2}, {})
     return engine
 

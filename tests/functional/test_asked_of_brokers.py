@@ -1,0 +1,122 @@
+"""What a worker asks a broker before and while it folds: without librdkafka in its own memory, and with the answers that librdkafka gives."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.client import AIOKafkaClient
+
+from agents import aside, metadata
+from agents.app import load_settings
+from agents.metadata import Described, described
+from streams import admin
+from streams.broker import EmbeddedBroker
+from streams.errors import BrokerUnavailable, TopicProblem
+from streams.topics import SOURCE_TOPICS
+
+from ..workers import WorkerProcess
+from .conftest import PARTITIONS
+
+NAMES = ["pulsefold." + topic for topic in SOURCE_TOPICS]
+
+
+def ask(bootstrap: str, topics: list[str], *, versions: tuple[int, int] | None = None, timeout_s: float = 10.0) -> Described:
+    """What `described` says; of a broker that knows no other versions than these."""
+
+    async def asked() -> Described:
+        client = AIOKafkaClient(bootstrap_servers=bootstrap)
+        await client.bootstrap()
+        try:
+            node = client.get_random_node()
+            assert await client.ready(node)
+            if versions is not None:
+                for connection in client._conns.values():
+                    connection._versions[3] = versions
+                client.get_random_node = lambda: node
+            return await described(client, topics, bootstrap=bootstrap, timeout_s=timeout_s)
+        finally:
+            await client.close()
+
+    return asyncio.run(asked())
+
+
+@pytest.mark.parametrize("versions", [None, (0, 5)])
+def test_topics_are_described_as_librdkafka_does(embedded: EmbeddedBroker, versions: tuple[int, int] | None) -> None:
+    assert ask(embedded.bootstrap, NAMES, versions=versions) == (
+        admin.partition_counts(embedded.bootstrap, NAMES),
+        admin.topic_identities(embedded.bootstrap, NAMES),
+        True,
+    )
+    with pytest.raises(TopicProblem, match=r"^nope: missing on .* create with"):
+        ask(embedded.bootstrap, [*NAMES, "nope"], versions=versions)
+
+
+def test_a_broker_that_goes_is_told_within_the_time() -> None:
+    async def asked() -> float:
+        with EmbeddedBroker(partitions=1) as broker:
+            client = AIOKafkaClient(bootstrap_servers=broker.bootstrap)
+            await client.bootstrap()
+        begun = time.monotonic()
+        try:
+            with pytest.raises(BrokerUnavailable, match=r"no Kafka broker at 127\.0\.0\.1:1 tells of its topics within 1 s"):
+                await described(client, NAMES, bootstrap="127.0.0.1:1", timeout_s=1.0)
+        finally:
+            await client.close()
+        return time.monotonic() - begun
+
+    assert asyncio.run(asked()) < 5
+
+
+class Hesitating:
+    """A client whose broker has no leader for a topic the first times it is asked, as happens right after a topic was made."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def get_random_node(self) -> int:
+        return 1
+
+    async def send(self, node: int, request: Any) -> Any:
+        self.times -= 1
+        topic = (5 if self.times >= 0 else 0, "t", bytes(range(16)), False, [(0, 0, 1, 0, [1], [1], [], {})], 0, {})
+        return metadata._Answer(0, [(1, "h", 1, None, {})], "c", 1, [topic], {})
+
+
+def test_a_topic_whose_leader_is_not_chosen_yet_is_asked_for_again() -> None:
+    hesitating = Hesitating(2)
+    found = asyncio.run(described(hesitating, ["t"], bootstrap="b"))
+    assert found == ({"t": 1}, {"t": metadata.identity(bytes(range(16)))}, False) and hesitating.times == -1
+    once = Hesitating(1000)
+    with pytest.raises(BrokerUnavailable, match="LeaderNotAvailable"):
+        asyncio.run(described(once, ["t"], bootstrap="b", again=False))
+    assert once.times == 999
+    with pytest.raises(BrokerUnavailable, match="LeaderNotAvailable"):
+        asyncio.run(described(Hesitating(1000), ["t"], bootstrap="b", timeout_s=0.3))
+
+
+def test_answers_of_the_process_aside_are_those_of_librdkafka(embedded: EmbeddedBroker, capfd: pytest.CaptureFixture[str]) -> None:
+    def settings(**flags: object) -> Any:
+        return load_settings({"bootstrap": embedded.bootstrap, "partitions": PARTITIONS, **flags})
+
+    for flags in ({}, {"partitions": 5}, {"topic_prefix": "none."}):
+        assert aside.check_topics(settings(**flags)) == admin.check_topics(settings(**flags))
+    assert aside.check_topics(settings()) == []
+    assert aside.publishing_app(settings(app_id="me")) == "me" == aside.publishing_app(settings(app_id="you"))
+    broken = settings()
+    del broken.values["replication"]
+    assert capfd.readouterr().err == ""
+    with pytest.raises(RuntimeError, match="check_topics: the process that asks the broker ended with 1"):
+        aside.check_topics(broken)
+    assert "KeyError: 'replication'" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded is told by Linux")
+def test_a_worker_has_no_librdkafka_in_memory(worker: WorkerProcess) -> None:
+    assert worker.process is not None
+    loaded = Path(f"/proc/{worker.process.pid}/maps").read_text()
+    assert "numpy" in loaded and "rdkafka" not in loaded
