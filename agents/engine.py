@@ -56,6 +56,11 @@ LEAST_PAUSE_S = 0.002
 """Shortest time after which a flush is followed by the next, unless it was of one record alone: that has nothing to share with another."""
 BEHIND, BEHIND_FLUSHES = 20_000, 4
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
+MOST_A_FLUSH, LOOK_S = 100_000, 0.01
+"""Records folded since a flush from which a worker that catches up makes the next, and seconds between two looks at that.
+
+Its memory follows them, and is not to be more on a faster machine.
+"""
 LATE, TURN_S = 2_000, 0.2
 """Records waiting in a partition from which nobody sees when its rows are written, and longest time for which the next one waits for that then."""
 
@@ -485,7 +490,13 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 self._catching_up = rows > 0 and self._behind()
                 if not self._catching_up:
                     break
-                await asyncio.sleep(pause)
+                await self._folded(records + MOST_A_FLUSH, pause)
+
+    async def _folded(self, records: int, longest_s: float) -> None:
+        """Wait until so many records were folded since the start, at most so long."""
+        until = time.monotonic() + longest_s
+        while self.n["records"] < records and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - folding tells nobody
+            await asyncio.sleep(min(LOOK_S, left))
 
     def _behind(self) -> bool:
         """Whether so much waits that nobody sees how late a row is: written less often, a row takes in more records."""

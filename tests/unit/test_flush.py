@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Coroutine
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,3 +165,71 @@ def test_a_partition_that_is_lost_while_another_is_written_is_written_once_and_c
         assert sorted(scene.begun()) == list(range(N))
 
     run(look())
+
+
+class Enough(Exception):
+    """As many flushes as are looked at."""
+
+
+class Pauses:
+    """A flusher whose flushes write some rows and take no time, and whose sleeps are a clock that counts on; records are folded at a steady rate.
+
+    Args:
+        rows: that each flush writes.
+        rate: records a second.
+        waiting: records on the log that are not folded yet.
+    """
+
+    def __init__(self, folder: Path, *, rows: int, rate: float, waiting: int) -> None:
+        self.engine: Any = Service(folder, 1).engine
+        self.engine.core.shards["judgments", 0].ready = True
+        self.engine.lag = lambda shard: waiting if shard.name == ("judgments", 0) else 0
+        self.engine._flush_all = self.flush
+        self.rows, self.rate, self.now, self.at, self.n = rows, rate, 0.0, [], []
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.engine.n["records"] = int(self.now * self.rate)
+        self.engine._wake.set()
+
+    async def flush(self) -> int:
+        self.at.append(self.now)
+        self.n.append(self.engine.n["records"])
+        if len(self.at) == 6:
+            raise Enough
+        return self.rows
+
+    def apart(self) -> tuple[list[float], list[int]]:
+        """Seconds and records between two flushes."""
+
+        async def go() -> None:
+            self.engine.n["records"] = 2
+            self.engine._wake.set()
+            with pytest.raises(Enough):
+                await Engine._flusher.fun(self.engine)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+            patch.setattr(module, "asyncio", SimpleNamespace(sleep=self.sleep))
+            run(go())
+        return [round(b - a, 6) for a, b in pairwise(self.at)], [b - a for a, b in pairwise(self.n)]
+
+
+def test_flushes_are_apart_as_their_rows_ask_for_and_further_where_a_worker_catches_up(tmp_path: Path) -> None:
+    def apart(rows: int, rate: float, waiting: int) -> tuple[list[float], list[int]]:
+        return Pauses(tmp_path, rows=rows, rate=rate, waiting=waiting).apart()
+
+    assert apart(500, 10_000, 0)[0] == [0.05] * 5
+    assert apart(50_000, 10_000, 0)[0] == [0.1] * 5, "flush_max_ms"
+    assert apart(0, 10_000, 0)[0] == [module.LEAST_PAUSE_S] * 5
+    assert apart(0, 1 / module.LEAST_PAUSE_S, 0)[0][1:] == [0.0] * 4, "a record alone has nothing to share with the next"
+    assert apart(50_000, 10_000, module.BEHIND)[0] == [0.1] * 5
+    assert apart(50_000, 10_000, module.BEHIND + 1)[0] == [0.4] * 5
+
+
+def test_a_fast_worker_that_catches_up_folds_no_more_between_two_flushes_than_its_memory_is_meant_for(tmp_path: Path) -> None:
+    for rate in (300_000.0, 800_000.0):
+        seconds, records = Pauses(tmp_path, rows=50_000, rate=rate, waiting=10_000_000).apart()
+        assert max(seconds) < 0.4 and min(records) >= module.MOST_A_FLUSH and max(records) <= module.MOST_A_FLUSH + rate * module.LOOK_S * 1.01
+    seconds, records = Pauses(tmp_path, rows=50_000, rate=4_000_000, waiting=10_000_000).apart()
+    assert seconds == [0.1] * 5, "never more often than without anything waiting"
