@@ -48,6 +48,8 @@ from .spread import SpreadAssignor
 
 CLOSE_S = 5.0
 """Longest time that closing the consumer may take."""
+START_S = 0.5
+"""Longest time that a consumer's start may take to its end when it is to stop."""
 COMMIT_S = 5.0
 """Longest time that one commit may take."""
 MOST_A_CHUNK, LEAST_A_CHUNK = 4096, 256
@@ -155,7 +157,8 @@ class Inline(stock.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is un
             return
         self._stopped.set()
         if not self._starting.done():  # aiokafka's consumer would go on with its start after its stop
-            self._starting.cancel()
+            await asyncio.wait([self._starting], timeout=START_S)
+            self._starting.cancel()  # if it waits for a broker; a connection that is being made is then left open
             await asyncio.wait([self._starting])
         await self._shutdown_thread()
 

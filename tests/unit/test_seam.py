@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import random
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ from mode.threads import ServiceThread
 from agents import seam
 from agents.access import security
 from agents.app import build, load_settings
+from streams.broker import EmbeddedBroker
 from streams.settings import load
 
 
@@ -395,6 +397,27 @@ def test_a_consumer_that_is_stopped_while_it_starts_leaves_nothing_that_goes_on(
             return {str(task.get_coro()) for task in asyncio.all_tasks() - before if "silent" not in str(task.get_coro())}
 
     assert asyncio.run(asyncio.wait_for(begin_and_stop(), 30)) == set()
+
+
+def test_a_consumer_that_is_stopped_while_it_connects_leaves_no_connection_open() -> None:
+    told: list[str] = []
+
+    async def begin_and_stop(bootstrap: str, turns: int) -> bool:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+        inline = build(load_settings({"bootstrap": bootstrap}, None)).consumer._thread
+        starting = asyncio.create_task(inline.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        under_way = not starting.done()
+        await inline.stop()
+        await asyncio.wait([starting])
+        assert starting.exception() is None
+        gc.collect()
+        return under_way
+
+    with EmbeddedBroker(partitions=1) as broker:
+        assert any([asyncio.run(asyncio.wait_for(begin_and_stop(broker.bootstrap, turns), 30)) for turns in range(2, 12)])
+    assert told == []
 
 
 @pytest.mark.parametrize(
