@@ -54,9 +54,9 @@ ENDS_S = 5.0
 """Longest time that the ends of the source topics are asked for: what is not answered by then is not known at the moment."""
 LEAST_PAUSE_S = 0.002
 """Shortest time after which a flush is followed by the next, unless it was of one record alone: that has nothing to share with another."""
-BEHIND, BEHIND_FLUSHES = 20_000, 4
+BEHIND, BEHIND_FLUSHES = 20_000, 6
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
-MOST_A_FLUSH, LOOK_S = 100_000, 0.01
+MOST_A_FLUSH, LOOK_S = 200_000, 0.01
 """Records folded since a flush from which a worker that catches up makes the next, and seconds between two looks at that.
 
 Its memory follows them, and is not to be more on a faster machine.
