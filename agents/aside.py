@@ -5,8 +5,10 @@ Asked in a process that ends with the answer. In the worker the library would st
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,7 +69,8 @@ def main() -> None:
         said = {"found": _answer(question, SimpleNamespace(get=values.__getitem__))}
     except PulsefoldError as problem:
         said = {"kind": type(problem).__name__, "problem": str(problem)}
-    sys.stdout.buffer.write(msgspec.msgpack.encode(said))
+    with suppress(BrokenPipeError):  # the worker was stopped meanwhile
+        os.write(sys.stdout.fileno(), msgspec.msgpack.encode(said))
 
 
 if __name__ == "__main__":
