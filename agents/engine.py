@@ -57,7 +57,7 @@ LEAST_PAUSE_S = 0.002
 BEHIND, BEHIND_FLUSHES = 20_000, 6
 """Records waiting from which a worker catches up, and how many times longer its flushes may then be apart."""
 MOST_A_FLUSH, LOOK_S = 200_000, 0.01
-"""Records folded since a flush from which a worker that catches up makes the next, and seconds between two looks at that.
+"""Records folded since a flush from which a worker that catches up waits no longer than others, and seconds between two looks at that.
 
 Its memory follows them, and is not to be more on a faster machine.
 """
@@ -215,16 +215,20 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         gc.set_threshold(50_000, 20, 100)
         try:
             await self._connect_follower()
-            if not self.partitions:
-                counts, identities, self.embedded = await self._described(again=True)
+            if not self.partitions and not self.should_stop:
+                counts, identities, self.embedded = await self._described(again=lambda: not self.should_stop)
                 self.prepare(counts, identities)
                 self.archive = self.config.archive(identities, self.embedded)
-            if self.elect is not None:
+            if self.elect is not None and not self.should_stop:
                 self.publisher = await asyncio.to_thread(self.elect)
                 self.publishes = self.config.publishes or self.publisher == self.config.app_id
         except PulsefoldError as exc:
+            if self.should_stop:
+                return
             self.refused = exc  # the start ends here; this is what is told of it
             raise
+        if self.should_stop:  # the clients are closed by now
+            return
         await self._connect_producer()
         wait_at_most(self.follower._fetcher, min(100, self.fetch_wait_ms))
         await self.follower._client.force_metadata_update()
@@ -254,7 +258,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         except KafkaConnectionError as exc:
             raise BrokerUnavailable(f"bootstrap: no Kafka broker answers at {self.config.bootstrap} ({exc})") from None
 
-    async def _described(self, again: bool) -> Described:
+    async def _described(self, again: Callable[[], bool]) -> Described:
         """The source topics, by their names without prefix, as a broker knows them now; see `agents.metadata.described`."""
         found = await described(self.follower._client, list(self.short_names), bootstrap=self.config.bootstrap, again=again)
         counts, identities = ({self.short_names[full]: value for full, value in one.items()} for one in (found.counts, found.identities))
@@ -493,10 +497,14 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
                 await self._folded(records + MOST_A_FLUSH, pause)
 
     async def _folded(self, records: int, longest_s: float) -> None:
-        """Wait until so many records were folded since the start, at most so long."""
+        """Wait until so many records were folded since the start, or half of what a partition may be folded ahead of its writes; at most so long."""
         until = time.monotonic() + longest_s
-        while self.n["records"] < records and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - folding tells nobody
+        while self.n["records"] < records and self._ahead() < MAX_BEHIND // 2 and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(min(LOOK_S, left))
+
+    def _ahead(self) -> int:
+        """How many records a partition is folded ahead of its writes, at most."""
+        return max((shard.next - shard.safe for shard in self.core.shards.values() if shard.ready and shard.safe is not None), default=0)
 
     def _behind(self) -> bool:
         """Whether so much waits that nobody sees how late a row is: written less often, a row takes in more records."""
@@ -986,7 +994,7 @@ class Engine(Service):  # type: ignore[misc]  # mode is untyped here
         Only asked of the broker: offsets alone do not tell, because a new topic of the same name soon has the old offsets too.
         """
         try:
-            identities = (await self._described(again=False)).identities
+            identities = (await self._described(again=lambda: False)).identities
         except PulsefoldError as exc:
             if not self.should_stop:
                 self.log.warning("the source topics cannot be looked at at the moment: %r", exc)

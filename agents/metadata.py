@@ -1,16 +1,18 @@
 """What a Kafka broker tells of topics: how many partitions, and under which id, by which a topic is told from another of the same name.
 
-aiokafka asks for metadata without ids (versions up to 5). This asks over a connection that a worker has anyway for version 12, or for what
-a broker knows that has no ids: so the worker needs neither a second client library in memory nor its connections, every few seconds.
+aiokafka asks for metadata without ids (versions up to 5). This asks over a connection that a worker has anyway for version 11, which brokers
+know since they have ids (Kafka 2.8), or else for version 5: so the worker needs neither a second client library in memory nor its
+connections, every few seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 
 from streams.errors import BrokerUnavailable, TopicProblem
 
+ANSWER_S = 2.0
+"""Longest time that one node is waited for."""
 AGAIN_S = 0.1
 """Seconds until a broker that could not answer at the moment is asked again."""
 
@@ -39,10 +43,10 @@ class Uuid(AbstractType[bytes]):
 
 
 class _Answer(Response):
-    """Version 12 of Kafka's answer about metadata."""
+    """Version 11 of Kafka's answer about metadata."""
 
     API_KEY = 3
-    API_VERSION = 12
+    API_VERSION = 11
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
         (
@@ -81,7 +85,7 @@ class _Answer(Response):
 
 class _Question(RequestStruct):
     API_KEY = 3
-    API_VERSION = 12
+    API_VERSION = 11
     RESPONSE_TYPE = _Answer
     FLEXIBLE_VERSION = True
     SCHEMA = Schema(
@@ -128,34 +132,41 @@ def identity(topic_id: bytes) -> int:
     return zlib.crc32(base64.b64encode(topic_id).rstrip(b"=")) if any(topic_id) else 0
 
 
-async def described(client: Any, topics: Sequence[str], *, bootstrap: str, timeout_s: float = 10.0, again: bool = True) -> Described:
-    """Ask a broker about these topics.
+async def described(client: Any, topics: Sequence[str], *, bootstrap: str, again: Callable[[], bool], timeout_s: float = 10.0) -> Described:
+    """Ask brokers about these topics, those first that are connected.
 
     Args:
         client: aiokafka's, connected.
         bootstrap: how people call the broker.
-        again: ask until somebody can answer, and not once only: a client that is closed meanwhile would connect anew.
+        again: whether to go on when none of them could answer; a client that was closed meanwhile would only connect anew.
 
     Raises:
         BrokerUnavailable: nobody answers in time.
-        TopicProblem: a topic does not exist.
+        TopicProblem: a topic does not exist, or may not be looked at.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                return await _described(client, topics, bootstrap)
-        except (KafkaError, TimeoutError) as exc:
-            if not again or time.monotonic() + AGAIN_S > deadline:
-                raise BrokerUnavailable(f"bootstrap: no Kafka broker at {bootstrap} tells of its topics within {timeout_s:.0f} s ({exc!r})") from None
+        problem: Exception = NodeNotReadyError("no node is known")
+        for node in _nodes(client):
+            try:
+                async with asyncio.timeout(max(0.0, min(ANSWER_S, deadline - time.monotonic()))):
+                    return _read(await client.send(node, _Asked(topics)), topics, bootstrap)
+            except (KafkaError, TimeoutError) as exc:
+                problem = exc
+        if not again() or time.monotonic() + AGAIN_S > deadline:
+            raise BrokerUnavailable(f"bootstrap: no Kafka broker at {bootstrap} tells of its topics ({problem!r})")
         await asyncio.sleep(AGAIN_S)
 
 
-async def _described(client: Any, topics: Sequence[str], bootstrap: str) -> Described:
-    node = client.get_random_node()
-    if node is None:
-        raise NodeNotReadyError("no node is known")
-    answer = await client.send(node, _Asked(topics))
+def _nodes(client: Any) -> list[int]:
+    """All nodes, in any order, but connected ones first: whoever waits for one that is dead holds up who wants another."""
+    nodes = [node.nodeId for node in client.cluster.brokers()]
+    random.shuffle(nodes)
+    connected = {node for (node, _), connection in client._conns.items() if connection.connected()}
+    return sorted(nodes, key=lambda node: node not in connected)
+
+
+def _read(answer: Any, topics: Sequence[str], bootstrap: str) -> Described:
     embedded = str(answer.cluster_id or "").startswith("mockCluster")
     counts: dict[str, int] = {}
     identities: dict[str, int] = {}
@@ -164,10 +175,13 @@ async def _described(client: Any, topics: Sequence[str], bootstrap: str) -> Desc
             code, name, topic_id, _, partitions, *_ = topic
         else:
             (code, name, _, partitions), topic_id = topic, bytes(16)
-        if code == UnknownTopicOrPartitionError.errno:
+        problem = for_code(code)
+        if problem is UnknownTopicOrPartitionError:
             continue
+        if problem.retriable:
+            raise problem(f"topic {name}")
         if code:
-            raise for_code(code)(f"topic {name}")
+            raise TopicProblem(f"{name}: {bootstrap} does not tell of it: {problem.description or problem.message}")
         counts[name] = len(partitions)
         identities[name] = 0 if embedded else identity(topic_id)
     missing = [topic for topic in topics if topic not in counts]

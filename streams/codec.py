@@ -163,6 +163,8 @@ def _decode_each(raws: Sequence[bytes]) -> tuple[list[Event], type[Data] | None]
         return [], None
     first: Event = _decode(raws[0])
     alike = first.data.__class__
+    if len(raws) > 1 and _decode(raws[-1]).data.__class__ is not alike:
+        return list(map(_decode, raws)), None
     try:
         return [first, *map(_decoder(alike), raws[1:])], alike
     except msgspec.ValidationError:

@@ -178,11 +178,13 @@ class Pauses:
         rows: that each flush writes.
         rate: records a second.
         waiting: records on the log that are not folded yet.
+        partitions: that they are of, evenly.
     """
 
-    def __init__(self, folder: Path, *, rows: int, rate: float, waiting: int) -> None:
+    def __init__(self, folder: Path, *, rows: int, rate: float, waiting: int, partitions: int = 8) -> None:
         self.engine: Any = Service(folder, 1).engine
-        self.engine.core.shards["judgments", 0].ready = True
+        self.shard = self.engine.core.shards["judgments", 0]
+        self.shard.ready, self.shard.safe, self.shard.next, self.partitions = True, 0, 0, partitions
         self.engine.lag = lambda shard: waiting if shard.name == ("judgments", 0) else 0
         self.engine._flush_all = self.flush
         self.rows, self.rate, self.now, self.at, self.n = rows, rate, 0.0, [], []
@@ -190,9 +192,11 @@ class Pauses:
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.engine.n["records"] = int(self.now * self.rate)
+        self.shard.next = self.engine.n["records"] // self.partitions
         self.engine._wake.set()
 
     async def flush(self) -> int:
+        self.shard.safe = self.shard.next
         self.at.append(self.now)
         self.n.append(self.engine.n["records"])
         if len(self.at) == 6:
@@ -231,5 +235,7 @@ def test_a_fast_worker_that_catches_up_folds_no_more_between_two_flushes_than_it
     for rate in (500_000.0, 900_000.0):
         seconds, records = Pauses(tmp_path, rows=50_000, rate=rate, waiting=10_000_000).apart()
         assert max(seconds) < 0.6 and min(records) >= module.MOST_A_FLUSH and max(records) <= module.MOST_A_FLUSH + rate * module.LOOK_S * 1.01
+    seconds, records = Pauses(tmp_path, rows=50_000, rate=500_000, waiting=10_000_000, partitions=1).apart()
+    assert max(seconds) < 0.6 and max(records) < module.MAX_BEHIND * 3 // 4, "fetching of a partition alone would pause"
     seconds, records = Pauses(tmp_path, rows=50_000, rate=4_000_000, waiting=10_000_000).apart()
     assert seconds == [0.1] * 5, "never more often than without anything waiting"
