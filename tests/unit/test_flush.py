@@ -26,6 +26,12 @@ N = 4
 Told = tuple[str, int]
 
 
+@pytest.fixture(autouse=True)
+def no_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that run out are no part of a test that does not set them."""
+    monkeypatch.setattr(module, "TURN_S", 600.0)
+
+
 class Scene:
     """An engine that owns four partitions with a record each; its rows are taken by a broker that answers when it is told to.
 
@@ -49,12 +55,16 @@ class Scene:
         for shard in self.shards:
             assert self.engine.core.chunk(shard, shard.epoch, 0, 1, [Rec(0, 1_700_000_000_000, b"k", json.dumps(event).encode())]) == 1
         engine: Any = self.engine
-        engine.config = dataclasses.replace(engine.config, retry_s=0.1, shutdown_s=1.0)
+        self.patient(600.0)
         engine._catching_up = late
         engine.lag = lambda shard: 50_000 if late else 0
         engine._append = self.append
         engine.crash = self.crash
         engine.app = SimpleNamespace(consumer=SimpleNamespace(commit=self.commit))
+
+    def patient(self, seconds: float) -> None:
+        """Partitions that are taken from now on are tried again for so long."""
+        self.engine.config = dataclasses.replace(self.engine.config, retry_s=seconds, shutdown_s=seconds)
 
     async def append(self, flush: Flush) -> None:
         number = flush.shard.name[1]
@@ -126,6 +136,7 @@ def test_after_a_crash_between_two_partitions_nothing_more_is_written(tmp_path: 
     async def look() -> None:
         scene = Scene(tmp_path, late=True)
         scene.gone = {1}
+        scene.engine.on_changed.append(lambda shard, _: scene.patient(0.1 if shard.name[1] == 1 else 600.0))
         await scene.engine._flush_all()
         assert set(scene.begun()) == {0, 1} and scene.log[-1] == ("crashed", -1)
         assert [shard.safe == 1 for shard in scene.shards] == [True, False, False, False]
