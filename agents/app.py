@@ -167,6 +167,7 @@ def build(settings: Settings) -> seam.App:
         broker_session_timeout=float(settings.get("session_timeout_s")),
         broker_heartbeat_interval=float(settings.get("heartbeat_s")),
         broker_rebalance_timeout=20.0,
+        broker_request_timeout=30.0,  # longer than a rebalance, which is a request too; who has no answer by then asks over a new connection
         broker_commit_interval=1.0,
         broker_max_poll_interval=300.0,
         consumer_auto_offset_reset="earliest",

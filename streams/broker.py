@@ -1,10 +1,11 @@
 """The embedded broker: librdkafka's mock cluster, which confluent-kafka's wheel carries. No JVM, no Docker, and nothing kept.
 
-Its limits: memory only; 5 MiB and 100,000 batches a partition, then the head is dropped; no compaction; topics are made here, not
-by an admin client, and have no configuration to ask for; `read_committed` is served but aborted transactions stay visible; in
-a group of two aiokafka members a rebalance may end with InvalidRequestError for the one that does not lead (it must
-ask for its share before the leader hands them out), so run one worker on it. It listens on 127.0.0.1 alone, on a port that
-the system chooses and that stays while it lives: as long as the process.
+Its limits: memory only; 5 MiB and 100,000 batches a partition, then the head is dropped; no compaction; topics are
+made here, not by an admin client, and have no configuration to ask for; `read_committed` is served but aborted
+transactions stay visible; in a group of two aiokafka members a rebalance may end with InvalidRequestError for the one
+that does not lead (it must ask for its share before the leader hands them out), so run one worker on it; and one that
+joins where another was killed may wait half a minute, if the machine stands still at the wrong moment. It listens on
+127.0.0.1 alone, on a port that the system chooses and that stays while it lives: as long as the process.
 """
 
 from __future__ import annotations

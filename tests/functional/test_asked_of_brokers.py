@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from ctypes import c_void_p
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +149,16 @@ def test_a_worker_has_no_librdkafka_in_memory(worker: WorkerProcess) -> None:
     assert worker.process is not None
     loaded = Path(f"/proc/{worker.process.pid}/maps").read_text()
     assert "numpy" in loaded and "rdkafka" not in loaded
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_asks_to_join_and_is_never_answered_asks_again(embedded: EmbeddedBroker, tmp_path: Path) -> None:
+    join_group, never_ms = 11, 3_600_000
+    embedded._lib.rd_kafka_mock_broker_push_request_error_rtts(c_void_p(embedded._cluster), 1, join_group, 1, 0, never_ms)
+    worker = WorkerProcess(embedded.bootstrap, tmp_path, partitions=PARTITIONS)
+    begun = time.monotonic()
+    try:
+        worker.start().until(lambda: all(p["owner"] for p in worker.get("/status")["partitions"]))
+        assert 25 < time.monotonic() - begun < 60, "it waits for as long as others may take to join, and no longer"
+    finally:
+        worker.stop()
